@@ -1,0 +1,27 @@
+/* SPDX-License-Identifier: GPL-3.0-or-later */
+#ifndef LOG_H
+#define LOG_H
+
+#include <stdbool.h>
+
+/*
+ * The log: one line an event on standard error, "merchant-sessions[PID] LEVEL: text".
+ *
+ * No line may hold a session id, a fulfillment URL, an order id or a password. Control characters
+ * in the text are written as '?', and a line longer than 1,000 bytes is cut, so that a text that
+ * comes from elsewhere (the database's messages) can't make up lines of its own.
+ */
+enum log_level { LOG_ERROR, LOG_WARNING, LOG_INFO, LOG_DEBUG };
+
+/* Lets the log have LOG_DEBUG lines too. */
+void log_set_verbose(bool verbose);
+
+/* Writes a line. Errors in writing are ignored: there is nobody left to tell. */
+void log_write(enum log_level level, const char *format, ...) __attribute__((format(printf, 2, 3)));
+
+#define log_error(...)   log_write(LOG_ERROR, __VA_ARGS__)
+#define log_warning(...) log_write(LOG_WARNING, __VA_ARGS__)
+#define log_info(...)    log_write(LOG_INFO, __VA_ARGS__)
+#define log_debug(...)   log_write(LOG_DEBUG, __VA_ARGS__)
+
+#endif

@@ -1,0 +1,489 @@
+/* SPDX-License-Identifier: GPL-3.0-or-later */
+#include "lookup.h"
+
+#include <arpa/inet.h>
+#include <errno.h>
+#include <libpq-fe.h>
+#include <stdarg.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/epoll.h>
+
+#include "conninfo.h"
+#include "layout.h"
+#include "log.h"
+#include "sql.h"
+
+#define PAUSE_MIN (100 * USEC_PER_MS)
+#define PAUSE_MAX (5 * USEC_PER_SEC)
+#define STATEMENT "merchant_sessions_lookup"
+#define PARAMS    4
+
+/* The types of array elements (PostgreSQL's pg_type.h, which clients don't have). */
+enum element_type { TYPE_BOOL = 16, TYPE_TEXT = 25 };
+
+enum lookup_state {
+    LOOKUP_PAUSED,     /* no connection; the next attempt is due */
+    LOOKUP_CONNECTING, /* PQconnectPoll */
+    LOOKUP_LAYOUT,     /* sql/layout.sql is under way */
+    LOOKUP_SESSION,    /* sql/session.sql */
+    LOOKUP_PREPARING,  /* the lookup is being prepared */
+    LOOKUP_READY,      /* nothing under way */
+    LOOKUP_BUSY,       /* a batch is */
+};
+
+/* Bytes of a growing binary parameter. */
+struct bytes {
+    char *at;
+    size_t length, room;
+    bool failed; /* out of memory */
+};
+
+struct lookup {
+    int epoll_fd;
+    const char *conninfo;
+    usec_t timeout;
+    enum lookup_state state;
+    usec_t due; /* of the state: the end of the pause, or of our patience */
+    usec_t pause;
+    PGconn *connection;
+    PGresult *result; /* of the statement under way, or of the last batch */
+    struct layout layout;
+    char trouble[300]; /* the last one that was logged, to say each only once */
+    struct bytes params[PARAMS];
+    size_t count; /* keys in the batch */
+    struct lookup_answer answers[LOOKUP_BATCH_MAX];
+};
+
+struct lookup *lookup_new(int epoll_fd, const char *conninfo, usec_t timeout)
+{
+    struct lookup *lookup = calloc(1, sizeof *lookup);
+
+    if (!lookup)
+        return NULL;
+    lookup->epoll_fd = epoll_fd;
+    lookup->conninfo = conninfo;
+    lookup->timeout = timeout;
+    lookup->pause = PAUSE_MIN;
+    return lookup;
+}
+
+static void forget_result(struct lookup *lookup)
+{
+    PQclear(lookup->result);
+    lookup->result = NULL;
+}
+
+static void disconnect(struct lookup *lookup)
+{
+    forget_result(lookup);
+    PQfinish(lookup->connection);
+    lookup->connection = NULL;
+}
+
+void lookup_free(struct lookup *lookup)
+{
+    disconnect(lookup);
+    for (int i = 0; i < PARAMS; i++)
+        free(lookup->params[i].at);
+    free(lookup);
+}
+
+static void enter(struct lookup *lookup, enum lookup_state state, usec_t due)
+{
+    lookup->state = state;
+    lookup->due = due;
+}
+
+/* The one place where a connection ends: it is closed, and tried again after a pause. */
+static enum lookup_event __attribute__((format(printf, 3, 4)))
+give_up(struct lookup *lookup, usec_t now, const char *format, ...)
+{
+    enum lookup_event event = lookup->state == LOOKUP_BUSY ? LOOKUP_FAILED : LOOKUP_NOTHING;
+    char trouble[sizeof lookup->trouble];
+    va_list args;
+
+    va_start(args, format);
+    vsnprintf(trouble, sizeof trouble, format, args);
+    va_end(args);
+    disconnect(lookup);
+    log_write(strcmp(trouble, lookup->trouble) == 0 ? LOG_DEBUG : LOG_WARNING,
+        "database: %s; trying again", trouble);
+    memcpy(lookup->trouble, trouble, sizeof trouble);
+    enter(lookup, LOOKUP_PAUSED, now + lookup->pause);
+    lookup->pause = usec_min(lookup->pause * 2, PAUSE_MAX);
+    return event;
+}
+
+/* What libpq says of the connection: its first line. */
+static enum lookup_event give_up_connection(struct lookup *lookup, usec_t now)
+{
+    const char *message = PQerrorMessage(lookup->connection);
+    int length = (int)strcspn(message, "\n");
+
+    if (length == 0)
+        return give_up(lookup, now, "the connection was lost");
+    return give_up(lookup, now, "%.*s", length, message);
+}
+
+/* Messages of these classes are about objects and the server, not about the values in a statement,
+ * which must not get into the log (PostgreSQL manual, appendix A). */
+static bool may_be_told(const char *sqlstate)
+{
+    static const char classes[][3] = {"08", "28", "3D", "3F", "42", "53", "57", "58", "XX"};
+
+    for (size_t i = 0; i < sizeof classes / sizeof classes[0]; i++)
+        if (strncmp(sqlstate, classes[i], 2) == 0)
+            return true;
+    return false;
+}
+
+static enum lookup_event give_up_statement(struct lookup *lookup, usec_t now)
+{
+    const char *sqlstate = PQresultErrorField(lookup->result, PG_DIAG_SQLSTATE);
+    const char *message = PQresultErrorField(lookup->result, PG_DIAG_MESSAGE_PRIMARY);
+
+    if (!sqlstate || !message)
+        return give_up_connection(lookup, now);
+    return give_up(lookup, now, "%s (SQLSTATE %s)",
+        may_be_told(sqlstate) ? message : "a statement failed", sqlstate);
+}
+
+static bool watch(struct lookup *lookup, uint32_t events)
+{
+    struct epoll_event event = {.events = events, .data.ptr = lookup};
+    int fd = PQsocket(lookup->connection);
+
+    /* While it connects libpq may replace its descriptor at any time. */
+    return epoll_ctl(lookup->epoll_fd, EPOLL_CTL_MOD, fd, &event) == 0 ||
+           (errno == ENOENT && epoll_ctl(lookup->epoll_fd, EPOLL_CTL_ADD, fd, &event) == 0);
+}
+
+/* Sends what is still to be sent. */
+static bool flush(struct lookup *lookup)
+{
+    int left = PQflush(lookup->connection);
+
+    return left >= 0 && watch(lookup, left > 0 ? EPOLLIN | EPOLLOUT : EPOLLIN);
+}
+
+/* Reads what has arrived. False if the connection is lost; *complete if the statement is done. */
+static bool receive(struct lookup *lookup, bool *complete)
+{
+    *complete = false;
+    if (!PQconsumeInput(lookup->connection) || !flush(lookup))
+        return false;
+    while (!PQisBusy(lookup->connection)) {
+        PGresult *result = PQgetResult(lookup->connection);
+
+        if (!result) {
+            *complete = true;
+            break;
+        }
+        forget_result(lookup);
+        lookup->result = result;
+    }
+    return true;
+}
+
+static bool succeeded(const struct lookup *lookup)
+{
+    ExecStatusType status = PQresultStatus(lookup->result);
+
+    return status == PGRES_TUPLES_OK || status == PGRES_COMMAND_OK;
+}
+
+/* A statement has been queued: into the state that waits for its result. */
+static enum lookup_event begin(
+    struct lookup *lookup, enum lookup_state state, int queued, usec_t now)
+{
+    forget_result(lookup);
+    enter(lookup, state, now + lookup->timeout);
+    if (!queued || !flush(lookup))
+        return give_up_connection(lookup, now);
+    return LOOKUP_NOTHING;
+}
+
+static void ignore_notice(void *context, const PGresult *result)
+{
+    (void)context;
+    (void)result;
+}
+
+static enum lookup_event begin_connecting(struct lookup *lookup, usec_t now)
+{
+    struct conninfo_params params = conninfo_params(lookup->conninfo);
+
+    lookup->connection = PQconnectStartParams(params.keywords, params.values, 1);
+    enter(lookup, LOOKUP_CONNECTING, now + lookup->timeout);
+    if (!lookup->connection)
+        return give_up(lookup, now, "out of memory");
+    PQsetNoticeReceiver(lookup->connection, ignore_notice, NULL);
+    if (PQstatus(lookup->connection) == CONNECTION_BAD || !watch(lookup, EPOLLOUT))
+        return give_up_connection(lookup, now);
+    return LOOKUP_NOTHING;
+}
+
+static enum lookup_event connected(struct lookup *lookup, usec_t now)
+{
+    const char *encoding = PQparameterStatus(lookup->connection, "server_encoding");
+
+    /* In any other, some session ids could not even be asked about. */
+    if (!encoding || strcmp(encoding, "UTF8") != 0)
+        return give_up(
+            lookup, now, "its encoding is %s, not UTF8", encoding ? encoding : "unknown");
+    if (PQsetnonblocking(lookup->connection, 1) != 0)
+        return give_up_connection(lookup, now);
+    return begin(lookup, LOOKUP_LAYOUT, PQsendQuery(lookup->connection, sql_layout), now);
+}
+
+static enum lookup_event go_on_connecting(struct lookup *lookup, usec_t now)
+{
+    switch (PQconnectPoll(lookup->connection)) {
+    case PGRES_POLLING_OK:
+        return connected(lookup, now);
+    case PGRES_POLLING_READING:
+        return watch(lookup, EPOLLIN) ? LOOKUP_NOTHING : give_up_connection(lookup, now);
+    case PGRES_POLLING_WRITING:
+        return watch(lookup, EPOLLOUT) ? LOOKUP_NOTHING : give_up_connection(lookup, now);
+    case PGRES_POLLING_FAILED:
+    case PGRES_POLLING_ACTIVE:
+        break;
+    }
+    return give_up_connection(lookup, now);
+}
+
+static enum lookup_event layout_known(struct lookup *lookup, usec_t now)
+{
+    struct layout *layout = &lookup->layout;
+    char timeout[24];
+    const char *values[3] = {layout->schema, timeout, NULL};
+
+    if (!layout_read(lookup->result, layout))
+        return give_up(lookup, now, "%s", layout->problem);
+    snprintf(timeout, sizeof timeout, "%d", (int)(lookup->timeout / USEC_PER_MS));
+    values[2] = layout->has_order_session && !layout->orders_indexed ? "on" : "off";
+    return begin(lookup, LOOKUP_SESSION,
+        PQsendQueryParams(lookup->connection, sql_session, 3, NULL, values, NULL, NULL, 0), now);
+}
+
+static enum lookup_event prepared(struct lookup *lookup)
+{
+    const struct layout *layout = &lookup->layout;
+
+    log_info("database: connected, schema %s, unclaimed orders %s", layout->schema,
+        layout->has_order_session ? "can be found" : "can't be found by session (layout of 2022)");
+    if (!layout->contracts_indexed)
+        log_warning("database: merchant_contract_terms has no index for the lookup, which is slow");
+    if (layout->has_order_session && !layout->orders_indexed)
+        log_warning("database: merchant_orders has no index for the lookup, which is slow; see "
+                    "sql/orders-index.sql");
+    lookup->trouble[0] = '\0';
+    lookup->pause = PAUSE_MIN;
+    forget_result(lookup);
+    enter(lookup, LOOKUP_READY, USEC_NEVER);
+    return LOOKUP_NOTHING;
+}
+
+static int64_t get_int8(const char *at)
+{
+    uint32_t high, low;
+
+    memcpy(&high, at, 4);
+    memcpy(&low, at + 4, 4);
+    return (int64_t)((uint64_t)ntohl(high) << 32 | ntohl(low));
+}
+
+/* Puts one row (n, paid, order id) where it belongs; false if it isn't one. */
+static bool read_row(struct lookup *lookup, int row)
+{
+    const PGresult *rows = lookup->result;
+    int64_t n = PQgetlength(rows, row, 0) == 8 ? get_int8(PQgetvalue(rows, row, 0)) : 0;
+    struct lookup_answer *answer;
+
+    if (n < 1 || (size_t)n > lookup->count || PQgetlength(rows, row, 1) != 1)
+        return false;
+    answer = &lookup->answers[n - 1];
+    if (PQgetisnull(rows, row, 2)) {
+        answer->status = SESSION_UNKNOWN;
+        return true;
+    }
+    answer->status = *PQgetvalue(rows, row, 1) ? SESSION_PAID : SESSION_UNPAID;
+    answer->order_id = PQgetvalue(rows, row, 2);
+    return true;
+}
+
+static enum lookup_event batch_done(struct lookup *lookup, usec_t now)
+{
+    if (PQnfields(lookup->result) != 3)
+        return give_up(lookup, now, "the lookup returned no rows of three columns");
+    for (size_t i = 0; i < lookup->count; i++)
+        lookup->answers[i] = (struct lookup_answer){.status = SESSION_NO_INSTANCE};
+    for (int row = 0; row < PQntuples(lookup->result); row++)
+        if (!read_row(lookup, row))
+            return give_up(lookup, now, "the lookup returned a row that was not asked for");
+    enter(lookup, LOOKUP_READY, USEC_NEVER);
+    return LOOKUP_ANSWERED;
+}
+
+/* The statement under way has succeeded. */
+static enum lookup_event next(struct lookup *lookup, usec_t now)
+{
+    switch (lookup->state) {
+    case LOOKUP_LAYOUT:
+        return layout_known(lookup, now);
+    case LOOKUP_SESSION:
+        return begin(lookup, LOOKUP_PREPARING,
+            PQsendPrepare(lookup->connection, STATEMENT, layout_lookup(&lookup->layout), 0, NULL),
+            now);
+    case LOOKUP_PREPARING:
+        return prepared(lookup);
+    case LOOKUP_BUSY:
+        return batch_done(lookup, now);
+    case LOOKUP_PAUSED:
+    case LOOKUP_CONNECTING:
+    case LOOKUP_READY:
+        break;
+    }
+    return LOOKUP_NOTHING;
+}
+
+static enum lookup_event go_on_talking(struct lookup *lookup, usec_t now)
+{
+    bool complete;
+
+    if (!receive(lookup, &complete) || PQstatus(lookup->connection) == CONNECTION_BAD)
+        return give_up_statement(lookup, now);
+    if (!complete || lookup->state == LOOKUP_READY)
+        return LOOKUP_NOTHING;
+    if (!succeeded(lookup))
+        return give_up_statement(lookup, now);
+    return next(lookup, now);
+}
+
+enum lookup_event lookup_step(struct lookup *lookup, bool announced, usec_t now)
+{
+    enum lookup_event event = LOOKUP_NOTHING;
+
+    if (lookup->state == LOOKUP_PAUSED)
+        return now >= lookup->due ? begin_connecting(lookup, now) : LOOKUP_NOTHING;
+    if (announced)
+        event = lookup->state == LOOKUP_CONNECTING ? go_on_connecting(lookup, now)
+                                                   : go_on_talking(lookup, now);
+    if (event == LOOKUP_NOTHING && lookup->state != LOOKUP_PAUSED && now >= lookup->due)
+        return give_up(lookup, now, "no answer within %d ms", (int)(lookup->timeout / USEC_PER_MS));
+    return event;
+}
+
+usec_t lookup_due(const struct lookup *lookup)
+{
+    return lookup->due;
+}
+
+bool lookup_ready(const struct lookup *lookup)
+{
+    return lookup->state == LOOKUP_READY;
+}
+
+bool lookup_away(const struct lookup *lookup)
+{
+    return lookup->state < LOOKUP_READY;
+}
+
+static void put_bytes(struct bytes *bytes, const void *from, size_t length)
+{
+    if (bytes->failed)
+        return;
+    if (bytes->room - bytes->length < length) {
+        size_t room = (bytes->length + length) * 2;
+        char *grown = realloc(bytes->at, room);
+
+        bytes->failed = !grown;
+        if (!grown)
+            return;
+        bytes->at = grown;
+        bytes->room = room;
+    }
+    memcpy(bytes->at + bytes->length, from, length);
+    bytes->length += length;
+}
+
+static void put_int4(struct bytes *bytes, size_t value)
+{
+    uint32_t wire = htonl((uint32_t)value);
+
+    put_bytes(bytes, &wire, sizeof wire);
+}
+
+/* The head of a one-dimensional array without NULLs, in PostgreSQL's binary format (array_recv). */
+static void start_array(struct bytes *bytes, enum element_type type, size_t count)
+{
+    bytes->length = 0;
+    bytes->failed = false;
+    put_int4(bytes, 1);
+    put_int4(bytes, 0);
+    put_int4(bytes, type);
+    put_int4(bytes, count);
+    put_int4(bytes, 1);
+}
+
+static void put_text(struct bytes *bytes, const char *text)
+{
+    size_t length = strlen(text);
+
+    put_int4(bytes, length);
+    put_bytes(bytes, text, length);
+}
+
+static void put_bool(struct bytes *bytes, bool value)
+{
+    char wire = value;
+
+    put_int4(bytes, 1);
+    put_bytes(bytes, &wire, 1);
+}
+
+static bool put_questions(
+    struct lookup *lookup, const struct lookup_question *questions, size_t count)
+{
+    struct bytes *params = lookup->params;
+    bool ok = true;
+
+    for (int i = 0; i < PARAMS; i++)
+        start_array(&params[i], i < PARAMS - 1 ? TYPE_TEXT : TYPE_BOOL, count);
+    for (size_t i = 0; i < count; i++) {
+        put_text(&params[0], questions[i].key->instance);
+        put_text(&params[1], questions[i].key->url);
+        put_text(&params[2], questions[i].key->session);
+        put_bool(&params[3], questions[i].all);
+    }
+    for (int i = 0; i < PARAMS; i++)
+        ok = ok && !params[i].failed;
+    return ok;
+}
+
+enum lookup_event lookup_send(
+    struct lookup *lookup, const struct lookup_question *questions, size_t count, usec_t now)
+{
+    static const int formats[PARAMS] = {1, 1, 1, 1};
+    const char *values[PARAMS];
+    int lengths[PARAMS];
+
+    lookup->count = count;
+    enter(lookup, LOOKUP_BUSY, now + lookup->timeout);
+    if (!put_questions(lookup, questions, count))
+        return give_up(lookup, now, "out of memory");
+    for (int i = 0; i < PARAMS; i++) {
+        values[i] = lookup->params[i].at;
+        lengths[i] = (int)lookup->params[i].length;
+    }
+    return begin(lookup, LOOKUP_BUSY,
+        PQsendQueryPrepared(lookup->connection, STATEMENT, PARAMS, values, lengths, formats, 1),
+        now);
+}
+
+struct lookup_answer lookup_answer(const struct lookup *lookup, size_t n)
+{
+    return lookup->answers[n];
+}

@@ -1,0 +1,60 @@
+/* SPDX-License-Identifier: GPL-3.0-or-later */
+#include <signal.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <sys/resource.h>
+#include <sysexits.h>
+
+#include "check.h"
+#include "listener.h"
+#include "log.h"
+#include "options.h"
+#include "pool.h"
+#include "worker.h"
+
+/* Each waiting request takes a descriptor. */
+static void raise_descriptor_limit(void)
+{
+    struct rlimit limit;
+
+    if (getrlimit(RLIMIT_NOFILE, &limit) != 0)
+        return;
+    limit.rlim_cur = limit.rlim_max;
+    if (setrlimit(RLIMIT_NOFILE, &limit) != 0)
+        log_warning("cannot raise the limit on open files");
+}
+
+static int serve(const struct options *options, int listen_fd)
+{
+    /* A web server that has gone away is an error of write(), no more. */
+    signal(SIGPIPE, SIG_IGN);
+    raise_descriptor_limit();
+    return options->workers > 0 ? pool_run(options, listen_fd) : worker_run(options, listen_fd);
+}
+
+static int listen_and_serve(const struct options *options)
+{
+    int fd = listener_open(options->listen, options->socket_mode);
+    int status;
+
+    if (fd < 0)
+        return EXIT_FAILURE;
+    status = serve(options, fd);
+    listener_close(fd, options->listen);
+    return status;
+}
+
+int main(int argc, char *argv[])
+{
+    struct options options = options_read(argc, argv);
+
+    log_set_verbose(options.verbose);
+    if (options.check)
+        return check_run(&options);
+    if (options.listen)
+        return listen_and_serve(&options);
+    if (listener_is_inherited())
+        return serve(&options, LISTENER_INHERITED);
+    fputs("merchant-sessions: no listening socket on descriptor 0, and no --listen\n", stderr);
+    return EX_USAGE;
+}

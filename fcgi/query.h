@@ -1,0 +1,53 @@
+/* SPDX-License-Identifier: GPL-3.0-or-later */
+#ifndef QUERY_H
+#define QUERY_H
+
+#include <stddef.h>
+#include <stdint.h>
+
+#include "session.h"
+
+/*
+ * From the meta-variables of a request to the question it asks. No I/O and no memory of its own.
+ */
+
+/* Room for the decoded values of any request whose meta-variables fit into one PARAMS record. */
+#define QUERY_SPACE 65600
+
+/* The meta-variables that matter (RFC 3875, section 4.1). Any of them may be NULL. */
+struct query_source {
+    const char *method;      /* REQUEST_METHOD */
+    const char *request_uri; /* REQUEST_URI, as the client sent it; not in the RFC, but common */
+    const char *script_name; /* SCRIPT_NAME and PATH_INFO stand in for it, decoded */
+    const char *path_info;
+    const char *query_string; /* QUERY_STRING */
+};
+
+/* What a request turns out to be. */
+enum query_verdict {
+    QUERY_LOOKUP,              /* to be looked up; the query is filled in */
+    QUERY_OPTIONS,             /* a preflight */
+    QUERY_ENDPOINT_UNKNOWN,    /* the path is not this endpoint's */
+    QUERY_METHOD_INVALID,      /* neither GET, HEAD nor OPTIONS */
+    QUERY_PARAMETER_MISSING,   /* see query.parameter */
+    QUERY_PARAMETER_MALFORMED, /* see query.parameter */
+};
+
+struct query {
+    struct session_key key;
+    int64_t timeout_ms; /* at least 0; numbers beyond 9e16 may be cut short, to no less than that */
+    const char *parameter; /* the name of the one that is missing or malformed */
+};
+
+/*
+ * Reads the request into *query, whose strings stand in space and are UTF-8 without NUL.
+ *
+ * The path ends in /sessions/SESSION or /instances/INSTANCE/sessions/SESSION, with or without one
+ * more slash; what stands before is where the program is mounted, and ignored. The query string is
+ * application/x-www-form-urlencoded (WHATWG URL); of its parameters fulfillment_url must be an
+ * absolute URI (RFC 3986, section 3) and timeout_ms a decimal number.
+ */
+enum query_verdict query_read(
+    const struct query_source *source, char space[QUERY_SPACE], struct query *query);
+
+#endif

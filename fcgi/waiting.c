@@ -1,0 +1,304 @@
+/* SPDX-License-Identifier: GPL-3.0-or-later */
+#include "waiting.h"
+
+#include <search.h>
+#include <stdlib.h>
+#include <string.h>
+
+/* Polling may take one part in so many of the time. */
+#define POLL_SHARE 10
+/* What is due within this part of the interval is polled together: a batch costs less than its keys
+ * one by one. */
+#define POLL_GRAINS 16
+/* How much of the cost of earlier batches counts when a new one is added. */
+#define COST_MEMORY 0.9
+
+TAILQ_HEAD(watch_list, watch);
+
+struct waiting {
+    void *watches; /* a tree by key, of tsearch(3): no choice of keys makes it slow */
+    size_t watch_count, parked_count;
+    struct watch_list queue, polls;
+    struct heap alarms;
+    usec_t poll_interval;
+    double cost, charged; /* microseconds spent on, and number of, watches in batches; fading */
+};
+
+static int compare_keys(const void *left, const void *right)
+{
+    const struct session_key *a = left, *b = right;
+    int order = strcmp(a->session, b->session);
+
+    if (order == 0)
+        order = strcmp(a->url, b->url);
+    if (order == 0)
+        order = strcmp(a->instance, b->instance);
+    return order;
+}
+
+struct waiting *waiting_new(usec_t poll_interval)
+{
+    struct waiting *waiting = calloc(1, sizeof *waiting);
+
+    if (!waiting)
+        return NULL;
+    waiting->poll_interval = poll_interval;
+    TAILQ_INIT(&waiting->queue);
+    TAILQ_INIT(&waiting->polls);
+    return waiting;
+}
+
+void waiting_free(struct waiting *waiting)
+{
+    heap_free(&waiting->alarms);
+    free(waiting);
+}
+
+static struct watch *new_watch(const struct session_key *key)
+{
+    size_t session = strlen(key->session) + 1;
+    size_t url = strlen(key->url) + 1;
+    size_t instance = strlen(key->instance) + 1;
+    struct watch *watch = calloc(1, sizeof *watch + session + url + instance);
+    char *text = (char *)(watch + 1);
+
+    if (!watch)
+        return NULL;
+    watch->key.session = memcpy(text, key->session, session);
+    watch->key.url = memcpy(text + session, key->url, url);
+    watch->key.instance = memcpy(text + session + url, key->instance, instance);
+    TAILQ_INIT(&watch->asking);
+    TAILQ_INIT(&watch->parked);
+    return watch;
+}
+
+/* The watch of a key, a new one if need be; NULL if out of memory. */
+static struct watch *find_watch(struct waiting *waiting, const struct session_key *key)
+{
+    struct session_key **found = tfind(key, &waiting->watches, compare_keys);
+    struct watch *watch;
+
+    if (found)
+        return (struct watch *)*found;
+    watch = new_watch(key);
+    if (!watch)
+        return NULL;
+    if (!tsearch(watch, &waiting->watches, compare_keys)) {
+        free(watch);
+        return NULL;
+    }
+    waiting->watch_count++;
+    return watch;
+}
+
+static void unqueue(struct waiting *waiting, struct watch *watch)
+{
+    if (watch->queued)
+        TAILQ_REMOVE(&waiting->queue, watch, queue);
+    watch->queued = false;
+}
+
+static void unpoll(struct waiting *waiting, struct watch *watch)
+{
+    if (watch->polled)
+        TAILQ_REMOVE(&waiting->polls, watch, poll);
+    watch->polled = false;
+}
+
+static void enqueue(struct waiting *waiting, struct watch *watch)
+{
+    if (!watch->queued)
+        TAILQ_INSERT_TAIL(&waiting->queue, watch, queue);
+    watch->queued = true;
+}
+
+/* Lets go of a watch that nobody waits for. */
+static void tidy(struct waiting *waiting, struct watch *watch)
+{
+    if (TAILQ_EMPTY(&watch->asking))
+        unqueue(waiting, watch);
+    if (TAILQ_EMPTY(&watch->parked))
+        unpoll(waiting, watch);
+    if (watch->in_batch || !TAILQ_EMPTY(&watch->asking) || !TAILQ_EMPTY(&watch->parked))
+        return;
+    tdelete(watch, &waiting->watches, compare_keys);
+    waiting->watch_count--;
+    free(watch->order_id);
+    free(watch);
+}
+
+static void enter(struct waiting *waiting, struct waiter *waiter, enum waiter_state state)
+{
+    waiter->state = state;
+    if (state == WAITER_PARKED) {
+        TAILQ_INSERT_TAIL(&waiter->watch->parked, waiter, link);
+        waiting->parked_count++;
+    } else {
+        TAILQ_INSERT_TAIL(&waiter->watch->asking, waiter, link);
+        enqueue(waiting, waiter->watch);
+    }
+}
+
+static void leave(struct waiting *waiting, struct waiter *waiter)
+{
+    if (waiter->state == WAITER_PARKED) {
+        TAILQ_REMOVE(&waiter->watch->parked, waiter, link);
+        waiting->parked_count--;
+    } else {
+        TAILQ_REMOVE(&waiter->watch->asking, waiter, link);
+    }
+}
+
+bool waiting_add(struct waiting *waiting, struct waiter *waiter, const struct session_key *key,
+    usec_t deadline, usec_t alarm)
+{
+    waiter->watch = find_watch(waiting, key);
+    if (!waiter->watch)
+        return false;
+    if (!heap_add(&waiting->alarms, &waiter->alarm, alarm)) {
+        tidy(waiting, waiter->watch);
+        return false;
+    }
+    waiter->deadline = deadline;
+    enter(waiting, waiter, WAITER_ASKING);
+    return true;
+}
+
+void waiting_remove(struct waiting *waiting, struct waiter *waiter)
+{
+    heap_remove(&waiting->alarms, &waiter->alarm);
+    leave(waiting, waiter);
+    tidy(waiting, waiter->watch);
+}
+
+void waiting_ask(struct waiting *waiting, struct waiter *waiter, usec_t alarm)
+{
+    leave(waiting, waiter);
+    enter(waiting, waiter, WAITER_ASKING);
+    heap_move(&waiting->alarms, &waiter->alarm, alarm);
+}
+
+void waiting_park(struct waiting *waiting, struct waiter *waiter)
+{
+    leave(waiting, waiter);
+    enter(waiting, waiter, WAITER_PARKED);
+    heap_move(&waiting->alarms, &waiter->alarm, waiter->deadline);
+}
+
+static struct waiter *waiter_of(struct heap_node *node)
+{
+    return (struct waiter *)((char *)node - offsetof(struct waiter, alarm));
+}
+
+struct waiter *waiting_alarm(struct waiting *waiting, usec_t now)
+{
+    struct heap_node *first = heap_first(&waiting->alarms);
+
+    return first && first->due <= now ? waiter_of(first) : NULL;
+}
+
+void waiting_set_alarm(struct waiting *waiting, struct waiter *waiter, usec_t alarm)
+{
+    heap_move(&waiting->alarms, &waiter->alarm, alarm);
+}
+
+usec_t waiting_alarm_due(const struct waiting *waiting)
+{
+    const struct heap_node *first = heap_first(&waiting->alarms);
+
+    return first ? first->due : USEC_NEVER;
+}
+
+struct waiter *waiting_any_parked(struct waiting *waiting)
+{
+    struct watch *watch = TAILQ_FIRST(&waiting->polls);
+
+    return watch ? TAILQ_FIRST(&watch->parked) : NULL;
+}
+
+size_t waiting_parked(const struct waiting *waiting)
+{
+    return waiting->parked_count;
+}
+
+static void take(struct waiting *waiting, struct watch *watch, bool all_asked)
+{
+    struct waiter *waiter;
+
+    unqueue(waiting, watch);
+    unpoll(waiting, watch);
+    watch->all_asked = all_asked;
+    watch->in_batch = true;
+    TAILQ_FOREACH(waiter, &watch->asking, link)
+    waiter->state = WAITER_ASKED;
+}
+
+size_t waiting_take(struct waiting *waiting, struct watch **batch, size_t max, usec_t now)
+{
+    struct watch *watch;
+    size_t count = 0;
+
+    while (count < max && (watch = TAILQ_FIRST(&waiting->queue))) {
+        take(waiting, watch, true);
+        batch[count++] = watch;
+    }
+    while (count < max && (watch = TAILQ_FIRST(&waiting->polls)) && watch->poll_due <= now) {
+        take(waiting, watch, false);
+        batch[count++] = watch;
+    }
+    return count;
+}
+
+usec_t waiting_take_due(const struct waiting *waiting)
+{
+    const struct watch *first = TAILQ_FIRST(&waiting->polls);
+
+    if (!TAILQ_EMPTY(&waiting->queue))
+        return 0;
+    return first ? first->poll_due : USEC_NEVER;
+}
+
+void waiting_learn(struct watch *watch, enum session_status status, const char *order_id)
+{
+    watch->known = status;
+    free(watch->order_id);
+    watch->order_id = order_id ? strdup(order_id) : NULL;
+}
+
+static void schedule_poll(struct waiting *waiting, struct watch *watch, usec_t now)
+{
+    usec_t interval = waiting_interval(waiting);
+    usec_t grain = usec_max(interval / POLL_GRAINS, 1);
+
+    watch->poll_due = (now + interval + grain - 1) / grain * grain;
+    TAILQ_INSERT_TAIL(&waiting->polls, watch, poll);
+    watch->polled = true;
+}
+
+void waiting_settle(struct waiting *waiting, struct watch *watch, usec_t now)
+{
+    struct waiter *waiter;
+
+    watch->in_batch = false;
+    TAILQ_FOREACH(waiter, &watch->asking, link)
+    waiter->state = WAITER_ASKING;
+    if (!TAILQ_EMPTY(&watch->asking))
+        enqueue(waiting, watch);
+    if (!TAILQ_EMPTY(&watch->parked) && !watch->polled)
+        schedule_poll(waiting, watch, now);
+    tidy(waiting, watch);
+}
+
+void waiting_charge(struct waiting *waiting, size_t watches, usec_t took)
+{
+    waiting->cost = waiting->cost * COST_MEMORY + (double)took;
+    waiting->charged = waiting->charged * COST_MEMORY + (double)watches;
+}
+
+usec_t waiting_interval(const struct waiting *waiting)
+{
+    double each = waiting->charged > 0 ? waiting->cost / waiting->charged : 0;
+    usec_t all = (usec_t)(each * (double)waiting->watch_count);
+
+    return usec_max(waiting->poll_interval, all * POLL_SHARE);
+}

@@ -1,0 +1,48 @@
+-- SPDX-License-Identifier: GPL-3.0-or-later
+-- What the catalogue says of the tables that the lookup reads: a row for each column.
+--
+-- schema, table, column; whether it is there; whether this role may read it; whether an index of the
+-- table begins with the three columns of a key, in any order. The tables are looked for in the
+-- schema merchant, else in public.
+WITH place AS (
+    SELECT n.oid, n.nspname
+    FROM pg_namespace n
+    WHERE n.nspname IN ('merchant', 'public')
+    ORDER BY EXISTS (SELECT FROM pg_class c WHERE c.relnamespace = n.oid
+                     AND c.relname = 'merchant_contract_terms') DESC,
+             n.nspname
+    LIMIT 1
+), wanted (place, tab, col) AS (VALUES
+    (1, 'merchant_instances', 'merchant_serial'),
+    (2, 'merchant_instances', 'merchant_id'),
+    (3, 'merchant_contract_terms', 'merchant_serial'),
+    (4, 'merchant_contract_terms', 'order_serial'),
+    (5, 'merchant_contract_terms', 'order_id'),
+    (6, 'merchant_contract_terms', 'creation_time'),
+    (7, 'merchant_contract_terms', 'paid'),
+    (8, 'merchant_contract_terms', 'fulfillment_url'),
+    (9, 'merchant_contract_terms', 'session_id'),
+    (10, 'merchant_orders', 'merchant_serial'),
+    (11, 'merchant_orders', 'order_serial'),
+    (12, 'merchant_orders', 'order_id'),
+    (13, 'merchant_orders', 'creation_time'),
+    (14, 'merchant_orders', 'fulfillment_url'),
+    (15, 'merchant_orders', 'session_id')
+)
+SELECT p.nspname AS schema, w.tab, w.col,
+       a.attnum IS NOT NULL AS present,
+       coalesce(has_schema_privilege(p.oid, 'USAGE')
+                AND has_column_privilege(c.oid, a.attnum, 'SELECT'), false) AS readable,
+       EXISTS (SELECT FROM pg_index x
+               WHERE x.indrelid = c.oid AND x.indisvalid AND x.indpred IS NULL
+                 AND (SELECT array_agg(b.attname::text ORDER BY b.attname)
+                      FROM unnest(x.indkey::int2[]) WITH ORDINALITY AS k (attnum, n)
+                      JOIN pg_attribute b ON b.attrelid = c.oid AND b.attnum = k.attnum
+                      WHERE k.n <= 3)
+                     = '{fulfillment_url,merchant_serial,session_id}') AS indexed
+FROM wanted w
+LEFT JOIN place p ON true
+LEFT JOIN pg_class c ON c.relnamespace = p.oid AND c.relname = w.tab AND c.relkind IN ('r', 'p', 'v', 'm', 'f')
+LEFT JOIN pg_attribute a ON a.attrelid = c.oid AND a.attname = w.col AND a.attnum > 0
+                        AND NOT a.attisdropped
+ORDER BY w.place
