@@ -1,0 +1,308 @@
+/* SPDX-License-Identifier: GPL-3.0-or-later */
+#include "unit.h"
+
+#include <stdlib.h>
+#include <string.h>
+
+#include "query.h"
+
+#define URL "fulfillment_url=https://shop.example/"
+
+static char space[QUERY_SPACE];
+
+static enum query_verdict read_uri(const char *uri, const char *query_string, struct query *query)
+{
+    struct query_source source = {
+        .method = "GET", .request_uri = uri, .query_string = query_string};
+
+    return query_read(&source, space, query);
+}
+
+static void test_paths(void **state)
+{
+    static const struct {
+        const char *uri, *instance, *session;
+    } cases[] = {
+        {"/sessions/abc", "", "abc"},
+        {"/sessions/abc?" URL, "", "abc"},
+        {"/sessions/abc/", "", "abc"},
+        {"/instances/shop/sessions/abc", "shop", "abc"},
+        {"/instances/shop/sessions/abc/?x=/sessions/y", "shop", "abc"},
+        {"/taler-merchant/instances/shop/sessions/abc", "shop", "abc"},
+        {"/a/b/c/sessions/abc", "", "abc"},
+        {"/sessions/sessions/abc", "", "abc"},
+        {"/sessions/sessions", "", "sessions"},
+        {"/instances/sessions/sessions/instances", "sessions", "instances"},
+        {"/shop/sessions/abc", "", "abc"},
+        {"/sessions/a%2Fb", "", "a/b"},
+        {"/sessions/%2f", "", "/"},
+        {"/sessions/a+b", "", "a+b"},
+        {"/sessions/a%20b", "", "a b"},
+        {"/sessions/%C3%A9%e2%82%ac", "", "\u00e9\u20ac"},
+        {"/sessions/\xf0\x9f\x98\x80", "", "\U0001F600"},
+        {"/instances/%73hop/sessions/abc", "shop", "abc"},
+        {"http://shop.example/sessions/abc", "", "abc"},
+    };
+    struct query query;
+
+    (void)state;
+    for (size_t i = 0; i < COUNT_OF(cases); i++) {
+        assert_int_equal(read_uri(cases[i].uri, URL, &query), QUERY_LOOKUP);
+        assert_string_equal(query.key.instance, cases[i].instance);
+        assert_string_equal(query.key.session, cases[i].session);
+        assert_string_equal(query.key.url, "https://shop.example/");
+        assert_int_equal(query.timeout_ms, 0);
+    }
+}
+
+static void test_other_paths_are_no_endpoint(void **state)
+{
+    static const char *const uris[] = {"/", "", "/sessions", "/sessions/", "/sessions//",
+        "sessions/abc", "/session/abc", "/Sessions/abc", "/%73essions/abc", "/sessions/abc/def",
+        "/sessions/abc//", "/instances//sessions/abc", "/instances/shop", "?/sessions/abc", "*"};
+    struct query query;
+
+    (void)state;
+    for (size_t i = 0; i < COUNT_OF(uris); i++)
+        assert_int_equal(read_uri(uris[i], URL, &query), QUERY_ENDPOINT_UNKNOWN);
+}
+
+static void test_malformed_path_parts(void **state)
+{
+    static const struct {
+        const char *uri, *parameter;
+    } cases[] = {
+        {"/sessions/%", "session_id"},
+        {"/sessions/a%2", "session_id"},
+        {"/sessions/a%2G", "session_id"},
+        {"/sessions/a%00b", "session_id"},
+        {"/sessions/%00", "session_id"},
+        {"/sessions/\xff", "session_id"},
+        {"/sessions/%C0%AF", "session_id"},
+        {"/sessions/%ED%A0%80", "session_id"},
+        {"/sessions/%F4%90%80%80", "session_id"},
+        {"/sessions/%E2%82", "session_id"},
+        {"/instances/%zz/sessions/abc", "instance"},
+        {"/instances/%00/sessions/abc", "instance"},
+        {"/instances/%80/sessions/abc", "instance"},
+    };
+    struct query query;
+
+    (void)state;
+    for (size_t i = 0; i < COUNT_OF(cases); i++) {
+        assert_int_equal(read_uri(cases[i].uri, URL, &query), QUERY_PARAMETER_MALFORMED);
+        assert_string_equal(query.parameter, cases[i].parameter);
+    }
+}
+
+static void test_path_from_cgi_variables_is_decoded_already(void **state)
+{
+    struct query_source source = {.method = "GET",
+        .script_name = "/shop/instances/i",
+        .path_info = "/sessions/100%25",
+        .query_string = URL};
+    struct query query;
+
+    (void)state;
+    assert_int_equal(query_read(&source, space, &query), QUERY_LOOKUP);
+    assert_string_equal(query.key.instance, "i");
+    assert_string_equal(query.key.session, "100%25");
+    source.path_info = NULL;
+    assert_int_equal(query_read(&source, space, &query), QUERY_ENDPOINT_UNKNOWN);
+    source.script_name = NULL;
+    assert_int_equal(query_read(&source, space, &query), QUERY_ENDPOINT_UNKNOWN);
+}
+
+static void test_urls(void **state)
+{
+    static const struct {
+        const char *value, *url;
+    } cases[] = {
+        {"https://shop.example/a%26b%3Dc", "https://shop.example/a&b=c"},
+        {"https://shop.example/a%2Bb", "https://shop.example/a+b"},
+        {"https%3A%2F%2Fshop.example%2F%23part", "https://shop.example/#part"},
+        {"taler://fulfillment-success/thx", "taler://fulfillment-success/thx"},
+        {"urn:x", "urn:x"},
+        {"a+b", NULL},
+        {"a%2Bb.c-1:x", "a+b.c-1:x"},
+        {"https://shop.example/%C3%BC", "https://shop.example/\u00fc"},
+        {"https://shop.example/?a=b=c", "https://shop.example/?a=b=c"},
+        {"", NULL},
+        {"https:", NULL},
+        {":x", NULL},
+        {"1a:x", NULL},
+        {"/path", NULL},
+        {"shop.example", NULL},
+        {"https://shop.example/a+b", NULL},
+        {"https://shop.example/a%20b", NULL},
+        {"https://shop.example/%0A", NULL},
+        {"https://shop.example/%7F", NULL},
+        {"https://shop.example/%00", NULL},
+        {"https://shop.example/%FF", NULL},
+        {"https://shop.example/%", NULL},
+        {"https://shop.example/%4", NULL},
+    };
+    struct query query;
+    char text[200];
+
+    (void)state;
+    for (size_t i = 0; i < COUNT_OF(cases); i++) {
+        stpcpy(stpcpy(text, "x=1&fulfillment_url="), cases[i].value);
+        if (cases[i].url) {
+            assert_int_equal(read_uri("/sessions/s", text, &query), QUERY_LOOKUP);
+            assert_string_equal(query.key.url, cases[i].url);
+        } else {
+            assert_int_equal(read_uri("/sessions/s", text, &query), QUERY_PARAMETER_MALFORMED);
+            assert_string_equal(query.parameter, "fulfillment_url");
+        }
+    }
+}
+
+static void test_missing_url(void **state)
+{
+    static const char *const texts[] = {NULL, "", "&", "&&=&", "timeout_ms=x",
+        "fulfillment_urls=a:b", "fulfillment_url%ZZ=a:b", "FULFILLMENT_URL=a:b",
+        "x=fulfillment_url"};
+    struct query query;
+
+    (void)state;
+    for (size_t i = 0; i < COUNT_OF(texts); i++) {
+        assert_int_equal(read_uri("/sessions/s", texts[i], &query), QUERY_PARAMETER_MISSING);
+        assert_string_equal(query.parameter, "fulfillment_url");
+    }
+}
+
+static void test_encoded_names_and_unknown_parameters(void **state)
+{
+    struct query query;
+
+    (void)state;
+    assert_int_equal(
+        read_uri("/sessions/s", "%FF=%FF&a=%&b&fulfillment%5Furl=a:b&&timeout%5fms=7&=", &query),
+        QUERY_LOOKUP);
+    assert_string_equal(query.key.url, "a:b");
+    assert_int_equal(query.timeout_ms, 7);
+}
+
+static void test_parameters_given_twice(void **state)
+{
+    struct query query;
+
+    (void)state;
+    assert_int_equal(read_uri("/sessions/s", "fulfillment_url=a:b&fulfillment_url=a:b", &query),
+        QUERY_PARAMETER_MALFORMED);
+    assert_string_equal(query.parameter, "fulfillment_url");
+    assert_int_equal(read_uri("/sessions/s", "timeout_ms=1&" URL "&timeout_ms=1", &query),
+        QUERY_PARAMETER_MALFORMED);
+    assert_string_equal(query.parameter, "timeout_ms");
+}
+
+static void test_timeouts(void **state)
+{
+    static const struct {
+        const char *value;
+        int64_t low; /* -1: malformed */
+    } cases[] = {
+        {"0", 0},
+        {"1", 1},
+        {"007", 7},
+        {"%31%32", 12},
+        {"30000", 30000},
+        {"9223372036854775807", 90000000000000000},
+        {"99999999999999999999999999999999", 90000000000000000},
+        {"", -1},
+        {"+1", -1},
+        {"-1", -1},
+        {"%2B1", -1},
+        {"1.5", -1},
+        {"1e3", -1},
+        {"0x10", -1},
+        {"ten", -1},
+        {"1%20", -1},
+        {"+", -1},
+        {"1%", -1},
+        {"1%00", -1},
+    };
+    struct query query;
+    char text[200];
+
+    (void)state;
+    for (size_t i = 0; i < COUNT_OF(cases); i++) {
+        stpcpy(stpcpy(text, URL "&timeout_ms="), cases[i].value);
+        if (cases[i].low < 0) {
+            assert_int_equal(read_uri("/sessions/s", text, &query), QUERY_PARAMETER_MALFORMED);
+            assert_string_equal(query.parameter, "timeout_ms");
+            continue;
+        }
+        assert_int_equal(read_uri("/sessions/s", text, &query), QUERY_LOOKUP);
+        if (cases[i].low < 90000000000000000)
+            assert_true(query.timeout_ms == cases[i].low);
+        else
+            assert_true(query.timeout_ms >= cases[i].low);
+    }
+}
+
+static void test_methods(void **state)
+{
+    static const struct {
+        const char *method, *uri;
+        enum query_verdict verdict;
+    } cases[] = {
+        {"GET", "/sessions/s", QUERY_LOOKUP},
+        {"HEAD", "/sessions/s", QUERY_LOOKUP},
+        {"OPTIONS", "/sessions/s", QUERY_OPTIONS},
+        {"OPTIONS", "/other", QUERY_ENDPOINT_UNKNOWN},
+        {"POST", "/sessions/s", QUERY_METHOD_INVALID},
+        {"POST", "/sessions/%zz", QUERY_METHOD_INVALID},
+        {"get", "/sessions/s", QUERY_METHOD_INVALID},
+        {"", "/sessions/s", QUERY_METHOD_INVALID},
+        {NULL, "/sessions/s", QUERY_METHOD_INVALID},
+        {"POST", "/other", QUERY_ENDPOINT_UNKNOWN},
+    };
+
+    (void)state;
+    for (size_t i = 0; i < COUNT_OF(cases); i++) {
+        struct query_source source = {
+            .method = cases[i].method, .request_uri = cases[i].uri, .query_string = URL};
+        struct query query;
+
+        assert_int_equal(query_read(&source, space, &query), cases[i].verdict);
+    }
+}
+
+/* The largest request that a PARAMS record can carry fits into the space. */
+static void test_largest_request(void **state)
+{
+    size_t length = 32000;
+    char *uri = malloc(length + 1), *text = malloc(length + 1);
+    struct query query;
+
+    (void)state;
+    memset(stpcpy(uri, "/sessions/"), 's', length - 10);
+    memset(stpcpy(text, "fulfillment_url=a:"), 'u', length - 18);
+    uri[length] = text[length] = '\0';
+    assert_int_equal(read_uri(uri, text, &query), QUERY_LOOKUP);
+    assert_int_equal(strlen(query.key.session), length - 10);
+    assert_int_equal(strlen(query.key.url), length - 16);
+    free(uri);
+    free(text);
+}
+
+int main(void)
+{
+    const struct CMUnitTest tests[] = {
+        cmocka_unit_test(test_paths),
+        cmocka_unit_test(test_other_paths_are_no_endpoint),
+        cmocka_unit_test(test_malformed_path_parts),
+        cmocka_unit_test(test_path_from_cgi_variables_is_decoded_already),
+        cmocka_unit_test(test_urls),
+        cmocka_unit_test(test_missing_url),
+        cmocka_unit_test(test_encoded_names_and_unknown_parameters),
+        cmocka_unit_test(test_parameters_given_twice),
+        cmocka_unit_test(test_timeouts),
+        cmocka_unit_test(test_methods),
+        cmocka_unit_test(test_largest_request),
+    };
+
+    return cmocka_run_group_tests(tests, NULL, NULL);
+}

@@ -1,0 +1,375 @@
+/* SPDX-License-Identifier: GPL-3.0-or-later */
+#include "unit.h"
+
+#include <fastcgi.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "record.h"
+
+/* Records to be sent. */
+struct wire {
+    unsigned char bytes[300000];
+    size_t length;
+};
+
+static struct wire wire;
+
+static void put_record(
+    int version, int type, int id, const void *content, size_t length, int padding)
+{
+    unsigned char header[8] = {(unsigned char)version, (unsigned char)type,
+        (unsigned char)(id >> 8), (unsigned char)id, (unsigned char)(length >> 8),
+        (unsigned char)length, (unsigned char)padding, 0};
+
+    memcpy(wire.bytes + wire.length, header, 8);
+    if (length)
+        memcpy(wire.bytes + wire.length + 8, content, length);
+    memset(wire.bytes + wire.length + 8 + length, 'p', (size_t)padding);
+    wire.length += 8 + length + (size_t)padding;
+}
+
+static void put(int type, int id, const void *content, size_t length)
+{
+    put_record(1, type, id, content, length, 0);
+}
+
+static void put_begin(int id, int role, int flags)
+{
+    unsigned char body[8] = {(unsigned char)(role >> 8), (unsigned char)role, (unsigned char)flags};
+
+    put(FCGI_BEGIN_REQUEST, id, body, 8);
+}
+
+static const char pairs[] = "\x01\x01"
+                            "ab"
+                            "\x02\x00"
+                            "cd"
+                            "\x01\x80\x00\x00\x03"
+                            "efgh";
+#define PAIRS_LENGTH (sizeof pairs - 1)
+
+static void put_request(int id, int flags)
+{
+    put_begin(id, FCGI_RESPONDER, flags);
+    put(FCGI_PARAMS, id, pairs, PAIRS_LENGTH);
+    put(FCGI_PARAMS, id, NULL, 0);
+    put(FCGI_STDIN, id, NULL, 0);
+}
+
+/* Feeds all that is on the wire, step bytes at a time, up to the first event that isn't
+ * RECORD_MORE. */
+static enum record_event feed(struct record_reader *reader, size_t step)
+{
+    enum record_event event = RECORD_MORE;
+    size_t at = 0;
+
+    while (event == RECORD_MORE && at < wire.length) {
+        size_t used, length = wire.length - at < step ? wire.length - at : step;
+
+        event = record_read(reader, wire.bytes + at, length, &used);
+        assert_true(used <= length);
+        assert_true(event != RECORD_MORE || used == length);
+        at += used;
+    }
+    memmove(wire.bytes, wire.bytes + at, wire.length - at);
+    wire.length -= at;
+    return event;
+}
+
+static int reset(void **state)
+{
+    (void)state;
+    wire.length = 0;
+    return 0;
+}
+
+static void test_request_in_pieces_of_any_size(void **state)
+{
+    static const size_t steps[] = {1, 2, 7, 8, 9, 16, 100, 100000};
+
+    (void)state;
+    for (size_t i = 0; i < COUNT_OF(steps); i++) {
+        struct record_reader reader = {0};
+        const unsigned char *request;
+        size_t length;
+
+        assert_true(record_is_between(&reader));
+        put_request(0x1234, FCGI_KEEP_CONN);
+        assert_int_equal(feed(&reader, steps[i]), RECORD_REQUEST);
+        assert_int_equal(wire.length, 0);
+        assert_int_equal(reader.request_id, 0x1234);
+        assert_true(reader.keep);
+        request = record_request(&reader, &length);
+        put_request(0x1234, FCGI_KEEP_CONN);
+        assert_int_equal(length, wire.length);
+        assert_memory_equal(request, wire.bytes, length);
+        wire.length = 0;
+        record_next(&reader);
+        assert_true(record_is_between(&reader));
+    }
+}
+
+static void test_records_are_joined_and_padding_dropped(void **state)
+{
+    struct record_reader reader = {0};
+    const unsigned char *request;
+    size_t length;
+
+    (void)state;
+    put_begin(1, FCGI_RESPONDER, 0);
+    for (size_t i = 0; i < PAIRS_LENGTH; i++)
+        put_record(1, FCGI_PARAMS, 1, pairs + i, 1, 255);
+    put_record(1, FCGI_PARAMS, 1, NULL, 0, 7);
+    put_record(1, FCGI_STDIN, 1, "body", 4, 3);
+    put(FCGI_STDIN, 1, NULL, 0);
+    assert_int_equal(feed(&reader, 11), RECORD_REQUEST);
+    assert_false(reader.keep);
+    request = record_request(&reader, &length);
+    wire.length = 0;
+    put_request(1, 0);
+    assert_int_equal(length, wire.length);
+    assert_memory_equal(request, wire.bytes, length);
+    record_forget(&reader);
+}
+
+static void test_request_without_parameters(void **state)
+{
+    struct record_reader reader = {0};
+    unsigned char bare[RECORD_BARE_REQUEST];
+    const unsigned char *request;
+    size_t length;
+
+    (void)state;
+    put_begin(7, FCGI_RESPONDER, 0);
+    put(FCGI_PARAMS, 7, NULL, 0);
+    put(FCGI_STDIN, 7, NULL, 0);
+    assert_int_equal(feed(&reader, 100), RECORD_REQUEST);
+    request = record_request(&reader, &length);
+    record_bare_request(&reader, bare);
+    assert_int_equal(length, sizeof bare);
+    assert_memory_equal(request, bare, length);
+    record_forget(&reader);
+}
+
+static void test_large_body_is_passed_over(void **state)
+{
+    static unsigned char body[60000];
+    struct record_reader reader = {0};
+
+    (void)state;
+    put_begin(1, FCGI_RESPONDER, 0);
+    put(FCGI_PARAMS, 1, NULL, 0);
+    assert_int_equal(feed(&reader, 100000), RECORD_MORE);
+    for (int i = 0; i < 20; i++) {
+        put(FCGI_STDIN, 1, body, sizeof body);
+        assert_int_equal(feed(&reader, 1000), RECORD_MORE);
+        assert_true(reader.room < 200);
+    }
+    put(FCGI_STDIN, 1, NULL, 0);
+    assert_int_equal(feed(&reader, 1000), RECORD_REQUEST);
+    record_forget(&reader);
+}
+
+static void test_bound_on_params(void **state)
+{
+    static unsigned char large[RECORD_PARAMS_MAX];
+    struct record_reader reader = {0};
+
+    (void)state;
+    /* One pair that fills the record: a name of one byte, four bytes for the length of its value.
+     */
+    memset(large, 'v', sizeof large);
+    large[0] = 1;
+    large[1] = 0x80;
+    large[2] = 0;
+    large[3] = (sizeof large - 6) >> 8;
+    large[4] = (sizeof large - 6) & 0xff;
+    put_begin(1, FCGI_RESPONDER, 0);
+    put(FCGI_PARAMS, 1, large, sizeof large);
+    put(FCGI_PARAMS, 1, NULL, 0);
+    put(FCGI_STDIN, 1, NULL, 0);
+    assert_int_equal(feed(&reader, 5000), RECORD_REQUEST);
+    record_next(&reader);
+    put_begin(1, FCGI_RESPONDER, 0);
+    put(FCGI_PARAMS, 1, large, sizeof large);
+    put(FCGI_PARAMS, 1, large, 1);
+    assert_int_equal(feed(&reader, 5000), RECORD_BROKEN);
+    record_forget(&reader);
+}
+
+static void expect_broken_params(const char *params, size_t length)
+{
+    struct record_reader reader = {0};
+
+    wire.length = 0;
+    put_begin(1, FCGI_RESPONDER, 0);
+    put(FCGI_PARAMS, 1, params, length);
+    put(FCGI_PARAMS, 1, NULL, 0);
+    assert_int_equal(feed(&reader, 100), RECORD_BROKEN);
+    record_forget(&reader);
+}
+
+static void test_unsound_pairs(void **state)
+{
+    (void)state;
+    expect_broken_params("\x01", 1);
+    expect_broken_params("\x01\x01", 2);
+    expect_broken_params("\x01\x01"
+                         "a",
+        3);
+    expect_broken_params("\x80\x00\x00", 3);
+    expect_broken_params("\x01\x01"
+                         "ab\x05\x05",
+        6);
+    expect_broken_params("\xff\xff\xff\xfe\xff\xff\xff\xfe", 8);
+    expect_broken_params("\xff\xff\xff\xff\xff\xff\xff\xff"
+                         "abc",
+        11);
+    expect_broken_params("\x01\x03"
+                         "aa\0b",
+        6);
+}
+
+static void test_other_broken_records(void **state)
+{
+    static const struct {
+        int version, type, id;
+        size_t length;
+    } first[] = {{0, FCGI_BEGIN_REQUEST, 1, 8}, {2, FCGI_BEGIN_REQUEST, 1, 8},
+        {1, FCGI_BEGIN_REQUEST, 1, 7}, {1, FCGI_BEGIN_REQUEST, 1, 9}, {'G', 'E', 'T', 8}};
+    static const int types[] = {FCGI_END_REQUEST, FCGI_STDIN, FCGI_STDOUT, FCGI_STDERR, FCGI_DATA,
+        FCGI_BEGIN_REQUEST, FCGI_GET_VALUES, 0, 12, 255};
+
+    (void)state;
+    for (size_t i = 0; i < COUNT_OF(first); i++) {
+        struct record_reader reader = {0};
+
+        wire.length = 0;
+        put_record(
+            first[i].version, first[i].type, first[i].id, "\0\1\0\0\0\0\0\0\0", first[i].length, 0);
+        assert_int_equal(feed(&reader, 100), RECORD_BROKEN);
+    }
+    /* Of the present request, where only PARAMS may come; for GET_VALUES: in mid-request. */
+    for (size_t i = 0; i < COUNT_OF(types); i++) {
+        struct record_reader reader = {0};
+
+        wire.length = 0;
+        put_begin(1, FCGI_RESPONDER, 0);
+        put(types[i], types[i] == FCGI_GET_VALUES ? 0 : 1, "\0\1\0\0\0\0\0", 8);
+        assert_int_equal(feed(&reader, 100), RECORD_BROKEN);
+        record_forget(&reader);
+    }
+}
+
+static void test_roles(void **state)
+{
+    static const int roles[] = {0, FCGI_AUTHORIZER, FCGI_FILTER, 4, 257};
+
+    (void)state;
+    for (size_t i = 0; i < COUNT_OF(roles); i++) {
+        struct record_reader reader = {0};
+
+        wire.length = 0;
+        put_begin(3, roles[i], 0);
+        assert_int_equal(feed(&reader, 100), RECORD_UNKNOWN_ROLE);
+        assert_int_equal(reader.event_id, 3);
+    }
+}
+
+static void test_second_request_and_abort(void **state)
+{
+    struct record_reader reader = {0};
+
+    (void)state;
+    put_request(1, 0);
+    assert_int_equal(feed(&reader, 100), RECORD_REQUEST);
+    put_begin(2, FCGI_RESPONDER, 0);
+    assert_int_equal(feed(&reader, 100), RECORD_SECOND);
+    assert_int_equal(reader.event_id, 2);
+    assert_int_equal(reader.request_id, 1);
+    /* The refused request's records, and an abort of it, go by. */
+    put(FCGI_PARAMS, 2, "xyz", 3);
+    put(FCGI_ABORT_REQUEST, 2, NULL, 0);
+    assert_int_equal(feed(&reader, 100), RECORD_MORE);
+    put(FCGI_ABORT_REQUEST, 1, NULL, 0);
+    assert_int_equal(feed(&reader, 100), RECORD_ABORT);
+    record_forget(&reader);
+}
+
+static void test_get_values(void **state)
+{
+    static const char content[] = "\x0e\x00"
+                                  "FCGI_MAX_CONNS"
+                                  "\x0f\x00"
+                                  "FCGI_MPXS_CONNS"
+                                  "\x0f\x00"
+                                  "FCGI_MPXS_CONNS"
+                                  "\x01\x00"
+                                  "x";
+    static const char result[] = "\x0f\x01"
+                                 "FCGI_MPXS_CONNS"
+                                 "0";
+    struct record_reader reader = {0};
+    unsigned char reply[RECORD_REPLY_MAX];
+    size_t length;
+
+    (void)state;
+    put(FCGI_GET_VALUES, 0, content, sizeof content - 1);
+    assert_int_equal(feed(&reader, 5), RECORD_MANAGEMENT);
+    length = record_management_reply(&reader, reply);
+    wire.length = 0;
+    put(FCGI_GET_VALUES_RESULT, 0, result, sizeof result - 1);
+    assert_int_equal(length, wire.length);
+    assert_memory_equal(reply, wire.bytes, length);
+    assert_true(record_is_between(&reader));
+
+    wire.length = 0;
+    put(FCGI_GET_VALUES, 0, "\xff\xff", 2);
+    assert_int_equal(feed(&reader, 100), RECORD_MANAGEMENT);
+    assert_int_equal(record_management_reply(&reader, reply), 8);
+}
+
+static void test_unknown_management_record(void **state)
+{
+    struct record_reader reader = {0};
+    unsigned char reply[RECORD_REPLY_MAX];
+
+    (void)state;
+    put(99, 0, "abc", 3);
+    assert_int_equal(feed(&reader, 100), RECORD_MANAGEMENT);
+    assert_int_equal(record_management_reply(&reader, reply), 16);
+    assert_int_equal(reply[1], FCGI_UNKNOWN_TYPE);
+    assert_int_equal(reply[8], 99);
+}
+
+static void test_end_request(void **state)
+{
+    unsigned char bytes[16];
+
+    (void)state;
+    record_end_request(0x0102, FCGI_CANT_MPX_CONN, bytes);
+    wire.length = 0;
+    put(FCGI_END_REQUEST, 0x0102, "\0\0\0\0\1\0\0\0", 8);
+    assert_memory_equal(bytes, wire.bytes, sizeof bytes);
+}
+
+int main(void)
+{
+    const struct CMUnitTest tests[] = {
+        cmocka_unit_test_setup(test_request_in_pieces_of_any_size, reset),
+        cmocka_unit_test_setup(test_records_are_joined_and_padding_dropped, reset),
+        cmocka_unit_test_setup(test_request_without_parameters, reset),
+        cmocka_unit_test_setup(test_large_body_is_passed_over, reset),
+        cmocka_unit_test_setup(test_bound_on_params, reset),
+        cmocka_unit_test_setup(test_unsound_pairs, reset),
+        cmocka_unit_test_setup(test_other_broken_records, reset),
+        cmocka_unit_test_setup(test_roles, reset),
+        cmocka_unit_test_setup(test_second_request_and_abort, reset),
+        cmocka_unit_test_setup(test_get_values, reset),
+        cmocka_unit_test_setup(test_unknown_management_record, reset),
+        cmocka_unit_test_setup(test_end_request, reset),
+    };
+
+    return cmocka_run_group_tests(tests, NULL, NULL);
+}

@@ -1,0 +1,258 @@
+/* SPDX-License-Identifier: GPL-3.0-or-later */
+#include "unit.h"
+
+#include <stdio.h>
+#include <stdlib.h>
+
+#include "waiting.h"
+
+#define INTERVAL (250 * USEC_PER_MS)
+#define START    (1000 * USEC_PER_SEC)
+#define MANY     10000
+
+static const struct session_key key_a = {"a", "https://shop.example/", "shop"};
+static const struct session_key key_b = {"b", "https://shop.example/", "shop"};
+
+static void add(struct waiting *waiting, struct waiter *waiter, const struct session_key *key)
+{
+    assert_true(waiting_add(waiting, waiter, key, START + USEC_PER_SEC, START + 2 * USEC_PER_SEC));
+}
+
+/* A lookup that finds nothing paid: all that were asked about are parked. */
+static void look_up(struct waiting *waiting, struct watch **batch, size_t count, usec_t now)
+{
+    for (size_t i = 0; i < count; i++) {
+        struct waiter *waiter, *next;
+
+        for (waiter = TAILQ_FIRST(&batch[i]->asking); waiter; waiter = next) {
+            next = TAILQ_NEXT(waiter, link);
+            if (waiter->state == WAITER_ASKED)
+                waiting_park(waiting, waiter);
+        }
+        waiting_settle(waiting, batch[i], now);
+    }
+}
+
+static void test_equal_keys_share_one_watch(void **state)
+{
+    struct waiting *waiting = waiting_new(INTERVAL);
+    struct waiter waiters[4] = {0};
+    struct session_key other_url = {"a", "https://shop.example/2", "shop"};
+    struct session_key other_instance = {"a", "https://shop.example/", ""};
+    struct watch *batch[8];
+
+    (void)state;
+    add(waiting, &waiters[0], &key_a);
+    add(waiting, &waiters[1], &key_a);
+    add(waiting, &waiters[2], &other_url);
+    add(waiting, &waiters[3], &other_instance);
+    assert_ptr_equal(waiters[0].watch, waiters[1].watch);
+    assert_ptr_not_equal(waiters[0].watch, waiters[2].watch);
+    assert_ptr_not_equal(waiters[0].watch, waiters[3].watch);
+    assert_int_equal(waiting_take(waiting, batch, 8, START), 3);
+    look_up(waiting, batch, 3, START);
+    assert_int_equal(waiting_parked(waiting), 4);
+    for (size_t i = 0; i < COUNT_OF(waiters); i++)
+        waiting_remove(waiting, &waiters[i]);
+    assert_int_equal(waiting_parked(waiting), 0);
+    assert_true(waiting_take_due(waiting) == USEC_NEVER);
+    waiting_free(waiting);
+}
+
+static void test_new_ones_go_first_and_ask_everything(void **state)
+{
+    struct waiting *waiting = waiting_new(INTERVAL);
+    struct waiter old = {0}, new = {0};
+    struct watch *batch[1];
+
+    (void)state;
+    add(waiting, &old, &key_a);
+    assert_true(waiting_take_due(waiting) == 0);
+    assert_int_equal(waiting_take(waiting, batch, 1, START), 1);
+    assert_true(batch[0]->all_asked);
+    look_up(waiting, batch, 1, START);
+    add(waiting, &new, &key_b);
+    assert_int_equal(waiting_take(waiting, batch, 1, START + USEC_PER_SEC), 1);
+    assert_ptr_equal(batch[0], new.watch);
+    assert_true(batch[0]->all_asked);
+    look_up(waiting, batch, 1, START + USEC_PER_SEC);
+    assert_int_equal(waiting_take(waiting, batch, 1, START + USEC_PER_SEC), 1);
+    assert_ptr_equal(batch[0], old.watch);
+    assert_false(batch[0]->all_asked);
+    look_up(waiting, batch, 1, START + USEC_PER_SEC);
+    waiting_remove(waiting, &old);
+    waiting_remove(waiting, &new);
+    waiting_free(waiting);
+}
+
+static void test_polls_are_due_after_the_interval(void **state)
+{
+    struct waiting *waiting = waiting_new(INTERVAL);
+    struct waiter waiter = {0};
+    struct watch *batch[1];
+    usec_t due;
+
+    (void)state;
+    add(waiting, &waiter, &key_a);
+    waiting_take(waiting, batch, 1, START);
+    look_up(waiting, batch, 1, START);
+    due = waiting_take_due(waiting);
+    assert_true(due >= START + INTERVAL && due < START + INTERVAL + INTERVAL / 10);
+    assert_int_equal(waiting_take(waiting, batch, 1, due - 1), 0);
+    assert_int_equal(waiting_take(waiting, batch, 1, due), 1);
+    look_up(waiting, batch, 1, due);
+    waiting_remove(waiting, &waiter);
+    waiting_free(waiting);
+}
+
+/* A result may be older than a request that came in meanwhile. */
+static void test_newcomer_to_a_watch_under_way_is_asked_about_again(void **state)
+{
+    struct waiting *waiting = waiting_new(INTERVAL);
+    struct waiter first = {0}, second = {0};
+    struct watch *batch[1];
+
+    (void)state;
+    add(waiting, &first, &key_a);
+    waiting_take(waiting, batch, 1, START);
+    add(waiting, &second, &key_a);
+    assert_int_equal(first.state, WAITER_ASKED);
+    assert_int_equal(second.state, WAITER_ASKING);
+    look_up(waiting, batch, 1, START);
+    assert_int_equal(first.state, WAITER_PARKED);
+    assert_int_equal(second.state, WAITER_ASKING);
+    assert_int_equal(waiting_take(waiting, batch, 1, START), 1);
+    assert_true(batch[0]->all_asked);
+    look_up(waiting, batch, 1, START);
+    assert_int_equal(second.state, WAITER_PARKED);
+    waiting_remove(waiting, &first);
+    waiting_remove(waiting, &second);
+    waiting_free(waiting);
+}
+
+static void test_all_leave_while_the_batch_is_under_way(void **state)
+{
+    struct waiting *waiting = waiting_new(INTERVAL);
+    struct waiter waiter = {0};
+    struct watch *batch[1];
+
+    (void)state;
+    add(waiting, &waiter, &key_a);
+    waiting_take(waiting, batch, 1, START);
+    waiting_remove(waiting, &waiter);
+    assert_string_equal(batch[0]->key.session, "a");
+    waiting_settle(waiting, batch[0], START);
+    assert_true(waiting_take_due(waiting) == USEC_NEVER);
+    waiting_free(waiting);
+}
+
+static void test_failed_batch_is_asked_again(void **state)
+{
+    struct waiting *waiting = waiting_new(INTERVAL);
+    struct waiter waiter = {0};
+    struct watch *batch[1];
+
+    (void)state;
+    add(waiting, &waiter, &key_a);
+    waiting_take(waiting, batch, 1, START);
+    waiting_settle(waiting, batch[0], START);
+    assert_int_equal(waiter.state, WAITER_ASKING);
+    assert_true(waiting_take_due(waiting) == 0);
+    waiting_remove(waiting, &waiter);
+    waiting_free(waiting);
+}
+
+static void test_alarms(void **state)
+{
+    struct waiting *waiting = waiting_new(INTERVAL);
+    struct waiter waiter = {0};
+    struct watch *batch[1];
+
+    (void)state;
+    assert_true(waiting_alarm_due(waiting) == USEC_NEVER);
+    add(waiting, &waiter, &key_a);
+    assert_true(waiting_alarm_due(waiting) == START + 2 * USEC_PER_SEC);
+    waiting_take(waiting, batch, 1, START);
+    look_up(waiting, batch, 1, START);
+    assert_true(waiting_alarm_due(waiting) == waiter.deadline);
+    assert_null(waiting_alarm(waiting, waiter.deadline - 1));
+    assert_ptr_equal(waiting_alarm(waiting, waiter.deadline), &waiter);
+    waiting_ask(waiting, &waiter, START + 5 * USEC_PER_SEC);
+    assert_int_equal(waiting_parked(waiting), 0);
+    assert_null(waiting_alarm(waiting, waiter.deadline));
+    assert_int_equal(waiting_take(waiting, batch, 1, START), 1);
+    assert_true(batch[0]->all_asked);
+    waiting_remove(waiting, &waiter);
+    waiting_settle(waiting, batch[0], START);
+    waiting_free(waiting);
+}
+
+static void test_what_was_learned_is_kept(void **state)
+{
+    struct waiting *waiting = waiting_new(INTERVAL);
+    struct waiter waiter = {0};
+    struct watch *batch[1];
+
+    (void)state;
+    add(waiting, &waiter, &key_a);
+    waiting_take(waiting, batch, 1, START);
+    waiting_learn(batch[0], SESSION_UNPAID, "order");
+    look_up(waiting, batch, 1, START);
+    assert_ptr_equal(waiting_any_parked(waiting), &waiter);
+    assert_int_equal(waiter.watch->known, SESSION_UNPAID);
+    assert_string_equal(waiter.watch->order_id, "order");
+    waiting_learn(batch[0], SESSION_UNKNOWN, NULL);
+    assert_null(waiter.watch->order_id);
+    waiting_remove(waiting, &waiter);
+    assert_null(waiting_any_parked(waiting));
+    waiting_free(waiting);
+}
+
+static void test_interval_stretches_to_a_tenth(void **state)
+{
+    struct waiting *waiting = waiting_new(INTERVAL);
+    struct waiter *waiters = calloc(MANY, sizeof *waiters);
+    struct watch **batch = calloc(MANY, sizeof *batch);
+    struct session_key key = key_a;
+    char session[16];
+
+    (void)state;
+    key.session = session;
+    for (size_t i = 0; i < MANY; i++) {
+        snprintf(session, sizeof session, "%zu", i);
+        add(waiting, &waiters[i], &key);
+    }
+    assert_true(waiting_interval(waiting) == INTERVAL);
+    /* 1 ms for 100 keys: 100 ms for all, so every 1,000 ms. */
+    waiting_charge(waiting, 100, USEC_PER_MS);
+    assert_true(waiting_interval(waiting) == USEC_PER_SEC);
+    /* Cheap ones let it shrink again, down to what was asked for. */
+    for (int i = 0; i < 100; i++)
+        waiting_charge(waiting, 100, 10);
+    assert_true(waiting_interval(waiting) == INTERVAL);
+    assert_int_equal(waiting_take(waiting, batch, MANY, START), MANY);
+    look_up(waiting, batch, MANY, START);
+    assert_int_equal(waiting_parked(waiting), MANY);
+    for (size_t i = 0; i < MANY; i++)
+        waiting_remove(waiting, &waiters[i]);
+    waiting_free(waiting);
+    free(waiters);
+    free(batch);
+}
+
+int main(void)
+{
+    const struct CMUnitTest tests[] = {
+        cmocka_unit_test(test_equal_keys_share_one_watch),
+        cmocka_unit_test(test_new_ones_go_first_and_ask_everything),
+        cmocka_unit_test(test_polls_are_due_after_the_interval),
+        cmocka_unit_test(test_newcomer_to_a_watch_under_way_is_asked_about_again),
+        cmocka_unit_test(test_all_leave_while_the_batch_is_under_way),
+        cmocka_unit_test(test_failed_batch_is_asked_again),
+        cmocka_unit_test(test_alarms),
+        cmocka_unit_test(test_what_was_learned_is_kept),
+        cmocka_unit_test(test_interval_stretches_to_a_tenth),
+    };
+
+    return cmocka_run_group_tests(tests, NULL, NULL);
+}
