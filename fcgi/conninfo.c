@@ -7,8 +7,9 @@
 struct conninfo_params conninfo_params(const char *conninfo)
 {
     return (struct conninfo_params){
-        .keywords = {"dbname", "client_encoding", "fallback_application_name", NULL},
-        .values = {conninfo, "UTF8", "merchant-sessions", NULL},
+        .keywords = {"connect_timeout", "dbname", "client_encoding", "fallback_application_name",
+            NULL},
+        .values = {"10", conninfo, "UTF8", "merchant-sessions", NULL},
     };
 }
 

@@ -50,7 +50,8 @@ struct lookup {
     PGconn *connection;
     PGresult *result; /* of the statement under way, or of the last batch */
     struct layout layout;
-    char trouble[300]; /* the last one that was logged, to say each only once */
+    char trouble[300];   /* the last one that was logged, to say each only once */
+    bool told_connected; /* likewise */
     struct bytes params[PARAMS];
     size_t count; /* keys in the batch */
     struct lookup_answer answers[LOOKUP_BATCH_MAX];
@@ -96,6 +97,17 @@ static void enter(struct lookup *lookup, enum lookup_state state, usec_t due)
     lookup->due = due;
 }
 
+static void log_trouble(struct lookup *lookup, const char *trouble)
+{
+    bool again = strcmp(trouble, lookup->trouble) == 0;
+
+    log_write(again ? LOG_DEBUG : LOG_WARNING, "database: %s; trying again", trouble);
+    if (again)
+        return;
+    snprintf(lookup->trouble, sizeof lookup->trouble, "%s", trouble);
+    lookup->told_connected = false;
+}
+
 /* The one place where a connection ends: it is closed, and tried again after a pause. */
 static enum lookup_event __attribute__((format(printf, 3, 4)))
 give_up(struct lookup *lookup, usec_t now, const char *format, ...)
@@ -108,9 +120,7 @@ give_up(struct lookup *lookup, usec_t now, const char *format, ...)
     vsnprintf(trouble, sizeof trouble, format, args);
     va_end(args);
     disconnect(lookup);
-    log_write(strcmp(trouble, lookup->trouble) == 0 ? LOG_DEBUG : LOG_WARNING,
-        "database: %s; trying again", trouble);
-    memcpy(lookup->trouble, trouble, sizeof trouble);
+    log_trouble(lookup, trouble);
     enter(lookup, LOOKUP_PAUSED, now + lookup->pause);
     lookup->pause = usec_min(lookup->pause * 2, PAUSE_MAX);
     return event;
@@ -268,10 +278,13 @@ static enum lookup_event layout_known(struct lookup *lookup, usec_t now)
         PQsendQueryParams(lookup->connection, sql_session, 3, NULL, values, NULL, NULL, 0), now);
 }
 
-static enum lookup_event prepared(struct lookup *lookup)
+static void log_connected(struct lookup *lookup)
 {
     const struct layout *layout = &lookup->layout;
 
+    if (lookup->told_connected)
+        return;
+    lookup->told_connected = true;
     log_info("database: connected, schema %s, unclaimed orders %s", layout->schema,
         layout->has_order_session ? "can be found" : "can't be found by session (layout of 2022)");
     if (!layout->contracts_indexed)
@@ -279,8 +292,11 @@ static enum lookup_event prepared(struct lookup *lookup)
     if (layout->has_order_session && !layout->orders_indexed)
         log_warning("database: merchant_orders has no index for the lookup, which is slow; see "
                     "sql/orders-index.sql");
-    lookup->trouble[0] = '\0';
-    lookup->pause = PAUSE_MIN;
+}
+
+static enum lookup_event prepared(struct lookup *lookup)
+{
+    log_connected(lookup);
     forget_result(lookup);
     enter(lookup, LOOKUP_READY, USEC_NEVER);
     return LOOKUP_NOTHING;
@@ -323,6 +339,10 @@ static enum lookup_event batch_done(struct lookup *lookup, usec_t now)
     for (int row = 0; row < PQntuples(lookup->result); row++)
         if (!read_row(lookup, row))
             return give_up(lookup, now, "the lookup returned a row that was not asked for");
+    /* Only now all is well: a connection that can't do this must not be tried in quick succession.
+     */
+    lookup->trouble[0] = '\0';
+    lookup->pause = PAUSE_MIN;
     enter(lookup, LOOKUP_READY, USEC_NEVER);
     return LOOKUP_ANSWERED;
 }

@@ -98,10 +98,16 @@ static const char *read_conninfo(const char *name, const char *text)
     return text;
 }
 
+/* A path is told by its slash. */
 static const char *read_address(const char *name, const char *text)
 {
-    if (*text == '\0' || (!strchr(text, '/') && !strchr(text, ':')))
+    const char *colon = strrchr(text, ':');
+
+    if (strchr(text, '/'))
+        return text;
+    if (!colon)
         refuse(name, text, "a path with a slash, or HOST:PORT");
+    read_number(name, colon + 1, 10, 1, 65535);
     return text;
 }
 

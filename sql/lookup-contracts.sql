@@ -1,8 +1,10 @@
 -- SPDX-License-Identifier: GPL-3.0-or-later
 -- As lookup.sql, for databases of 2022, whose merchant_orders has neither session_id nor
 -- fulfillment_url: an order that no wallet has claimed cannot be found by its session there.
-WITH key AS MATERIALIZED (
-    SELECT k.n, k.url, k.session, k.all_asked, i.merchant_serial
+SELECT n, paid IS TRUE, order_id
+FROM (
+    SELECT DISTINCT ON (k.n) k.n, k.url, k.session, k.all_asked, i.merchant_serial,
+           c.paid, c.order_id, c.creation_time, c.order_serial
     FROM unnest($1::text[], $2::text[], $3::text[], $4::bool[])
              WITH ORDINALITY AS k (instance, url, session, all_asked, n)
     JOIN merchant_instances i ON i.merchant_id =
@@ -10,15 +12,9 @@ WITH key AS MATERIALIZED (
         WHEN '' THEN (SELECT merchant_id FROM merchant_instances
                       WHERE merchant_id IN ('admin', 'default') ORDER BY merchant_id LIMIT 1)
         ELSE k.instance END
-)
-SELECT DISTINCT ON (n) n, paid, order_id
-FROM (
-    SELECT key.n, c.paid, c.order_id, c.creation_time, c.order_serial
-    FROM key
-    JOIN merchant_contract_terms c ON c.merchant_serial = key.merchant_serial
-        AND c.fulfillment_url = key.url AND c.session_id = key.session
-    WHERE key.session <> '' AND (key.all_asked OR c.paid)
-    UNION ALL
-    SELECT n, false, NULL, NULL, NULL FROM key WHERE all_asked
-) found
-ORDER BY n, paid DESC, creation_time DESC NULLS LAST, order_serial DESC NULLS LAST
+    LEFT JOIN merchant_contract_terms c ON c.merchant_serial = i.merchant_serial
+        AND c.fulfillment_url = k.url AND c.session_id = k.session
+        AND k.session <> '' AND (k.all_asked OR c.paid)
+    ORDER BY k.n, c.paid DESC NULLS LAST, c.creation_time DESC, c.order_serial DESC
+) contract
+WHERE all_asked OR paid
