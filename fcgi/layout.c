@@ -60,8 +60,8 @@ static bool check_row(const PGresult *rows, int row, struct layout *layout)
         trouble = "may not be read by this role";
     if (!trouble)
         return true;
-    snprintf(layout->problem, sizeof layout->problem, "column %s of %s.%s %s",
-        text(rows, row, COLUMN), layout->schema, text(rows, row, TABLE), trouble);
+    snprintf(layout->problem, sizeof layout->problem, "column %s.%s.%s %s", layout->schema,
+        text(rows, row, TABLE), text(rows, row, COLUMN), trouble);
     return false;
 }
 
@@ -80,7 +80,7 @@ bool layout_read(const PGresult *rows, struct layout *layout)
     /* Without the table itself this is a layout that we do not know, and must not guess about. */
     if (!has_column(rows, "merchant_orders", "order_id")) {
         snprintf(layout->problem, sizeof layout->problem,
-            "column order_id of %s.merchant_orders %s", layout->schema, "is not there");
+            "column %s.merchant_orders.order_id is not there", layout->schema);
         return false;
     }
     for (int row = 0; row < PQntuples(rows); row++)

@@ -17,6 +17,8 @@
 
 #define PAUSE_MIN (100 * USEC_PER_MS)
 #define PAUSE_MAX (5 * USEC_PER_SEC)
+/* How long a plan is kept: the tables grow. */
+#define PLAN_AGE  (10 * USEC_PER_SEC)
 #define STATEMENT "merchant_sessions_lookup"
 #define PARAMS    4
 
@@ -29,7 +31,8 @@ enum lookup_state {
     LOOKUP_LAYOUT,     /* sql/layout.sql is under way */
     LOOKUP_SESSION,    /* sql/session.sql */
     LOOKUP_PREPARING,  /* the lookup is being prepared */
-    LOOKUP_READY,      /* nothing under way */
+    LOOKUP_READY,      /* nothing under way; the plan is to be made anew when due */
+    LOOKUP_REPLANNING, /* sql/replan.sql is */
     LOOKUP_BUSY,       /* a batch is */
 };
 
@@ -45,7 +48,8 @@ struct lookup {
     const char *conninfo;
     usec_t timeout;
     enum lookup_state state;
-    usec_t due; /* of the state: the end of the pause, or of our patience */
+    usec_t due; /* of the state: the end of the pause, of our patience, or of the plan */
+    usec_t plan_due;
     usec_t pause;
     PGconn *connection;
     PGresult *result; /* of the statement under way, or of the last batch */
@@ -294,11 +298,12 @@ static void log_connected(struct lookup *lookup)
                     "sql/orders-index.sql");
 }
 
-static enum lookup_event prepared(struct lookup *lookup)
+/* The lookup has a new plan, or none before its first execution. */
+static enum lookup_event planned(struct lookup *lookup, usec_t now)
 {
-    log_connected(lookup);
     forget_result(lookup);
-    enter(lookup, LOOKUP_READY, USEC_NEVER);
+    lookup->plan_due = now + PLAN_AGE;
+    enter(lookup, LOOKUP_READY, lookup->plan_due);
     return LOOKUP_NOTHING;
 }
 
@@ -343,7 +348,7 @@ static enum lookup_event batch_done(struct lookup *lookup, usec_t now)
      */
     lookup->trouble[0] = '\0';
     lookup->pause = PAUSE_MIN;
-    enter(lookup, LOOKUP_READY, USEC_NEVER);
+    enter(lookup, LOOKUP_READY, lookup->plan_due);
     return LOOKUP_ANSWERED;
 }
 
@@ -358,7 +363,10 @@ static enum lookup_event next(struct lookup *lookup, usec_t now)
             PQsendPrepare(lookup->connection, STATEMENT, layout_lookup(&lookup->layout), 0, NULL),
             now);
     case LOOKUP_PREPARING:
-        return prepared(lookup);
+        log_connected(lookup);
+        return planned(lookup, now);
+    case LOOKUP_REPLANNING:
+        return planned(lookup, now);
     case LOOKUP_BUSY:
         return batch_done(lookup, now);
     case LOOKUP_PAUSED:
@@ -391,9 +399,11 @@ enum lookup_event lookup_step(struct lookup *lookup, bool announced, usec_t now)
     if (announced)
         event = lookup->state == LOOKUP_CONNECTING ? go_on_connecting(lookup, now)
                                                    : go_on_talking(lookup, now);
-    if (event == LOOKUP_NOTHING && lookup->state != LOOKUP_PAUSED && now >= lookup->due)
-        return give_up(lookup, now, "no answer within %d ms", (int)(lookup->timeout / USEC_PER_MS));
-    return event;
+    if (event != LOOKUP_NOTHING || lookup->state == LOOKUP_PAUSED || now < lookup->due)
+        return event;
+    if (lookup->state == LOOKUP_READY)
+        return begin(lookup, LOOKUP_REPLANNING, PQsendQuery(lookup->connection, sql_replan), now);
+    return give_up(lookup, now, "no answer within %d ms", (int)(lookup->timeout / USEC_PER_MS));
 }
 
 usec_t lookup_due(const struct lookup *lookup)
@@ -401,9 +411,9 @@ usec_t lookup_due(const struct lookup *lookup)
     return lookup->due;
 }
 
-bool lookup_ready(const struct lookup *lookup)
+bool lookup_ready(const struct lookup *lookup, usec_t now)
 {
-    return lookup->state == LOOKUP_READY;
+    return lookup->state == LOOKUP_READY && now < lookup->due;
 }
 
 bool lookup_away(const struct lookup *lookup)

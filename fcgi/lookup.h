@@ -56,9 +56,9 @@ enum lookup_event lookup_step(struct lookup *lookup, bool announced, usec_t now)
 usec_t lookup_due(const struct lookup *lookup);
 
 /* Whether a batch can be sent now. */
-bool lookup_ready(const struct lookup *lookup);
+bool lookup_ready(const struct lookup *lookup, usec_t now);
 
-/* Whether there is no working connection, neither ready nor busy with a batch. */
+/* Whether there is no working connection, neither ready nor busy. */
 bool lookup_away(const struct lookup *lookup);
 
 /* Sends a batch of 1 to LOOKUP_BATCH_MAX keys; lookup_ready() was true. The keys are copied.

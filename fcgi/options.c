@@ -7,6 +7,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/un.h>
 #include <sysexits.h>
 #include <unistd.h>
 
@@ -20,25 +21,23 @@ enum { SOCKET_MODE = UCHAR_MAX + 1, POLL_INTERVAL, MAX_WAIT, MAX_WAITING, DB_TIM
 
 static const char usage[] =
     "Usage: merchant-sessions.fcgi [options]\n"
-    "Tells shops, as a FastCGI responder, whether sessions of a GNU Taler merchant are paid.\n"
+    "Tells Web shops over FastCGI whether sessions of a Taler merchant are paid.\n"
     "\n"
-    "  -d, --database CONNINFO  libpq connection string or URI (else libpq's PG* variables)\n"
-    "  -w, --workers N          worker processes; 0: serve in this process (number of processors)\n"
-    "  -l, --listen ADDRESS     a path, or HOST:PORT (the socket on descriptor 0)\n"
+    "  -d, --database CONNINFO  libpq connection string or URI (libpq's variables)\n"
+    "  -w, --workers N          worker processes, 0: this one only (processors)\n"
+    "  -l, --listen ADDRESS     a path, or HOST:PORT (socket on descriptor 0)\n"
     "      --socket-mode MODE   of a --listen path, octal (0660)\n"
     "      --poll-interval MS   how often a waiting request is looked up (250)\n"
-    "      --max-wait MS        longest wait granted, whatever timeout_ms asks (50000)\n"
-    "      --max-waiting N      waiting requests in each worker; others are answered at once "
-    "(8192)\n"
-    "      --db-timeout MS      how long a request waits for a database that is away (2000)\n"
-    "      --check              look at database, layout, rights and indexes, and say what is "
-    "found\n"
+    "      --max-wait MS        longest wait, whatever timeout_ms asks (50000)\n"
+    "      --max-waiting N      requests that may wait in each worker (8192)\n"
+    "      --db-timeout MS      patience with a database that is away (2000)\n"
+    "      --check              say what is found of the database, and end\n"
     "  -v, --verbose            log more\n"
-    "  -V, --version\n"
-    "  -h, --help\n"
+    "  -V, --version            tell the version, and end\n"
+    "  -h, --help               this\n"
     "\n"
-    "Each option can be given in the environment too, as MERCHANT_SESSIONS_DATABASE,\n"
-    "MERCHANT_SESSIONS_POLL_INTERVAL and so on; the command line wins. See the man page.\n";
+    "In brackets what holds without the option. Each can be given in the environment\n"
+    "too, as MERCHANT_SESSIONS_POLL_INTERVAL and so on; the command line wins.\n";
 
 static const struct option long_options[] = {
     {"database", required_argument, NULL, 'd'},
@@ -103,6 +102,8 @@ static const char *read_address(const char *name, const char *text)
 {
     const char *colon = strrchr(text, ':');
 
+    if (strlen(text) >= sizeof((struct sockaddr_un *)NULL)->sun_path)
+        refuse(name, text, "as short as a socket's path has to be");
     if (strchr(text, '/'))
         return text;
     if (!colon)
@@ -174,21 +175,22 @@ static void read_environment(struct options *options)
     }
 }
 
-static const char *option_name(int index, int letter, char name[32])
+static const char *option_name(int letter, char name[32])
 {
-    if (index >= 0)
-        snprintf(name, 32, "--%s", long_options[index].name);
-    else
-        snprintf(name, 32, "-%c", letter);
+    const struct option *option = long_options;
+
+    while (option->val != letter)
+        option++;
+    snprintf(name, 32, "--%s", option->name);
     return name;
 }
 
 static void read_command_line(struct options *options, int argc, char *argv[])
 {
-    int letter, index = -1;
     char name[32];
+    int letter;
 
-    while ((letter = getopt_long(argc, argv, "d:w:l:vVh", long_options, &index)) != -1) {
+    while ((letter = getopt_long(argc, argv, "d:w:l:vVh", long_options, NULL)) != -1) {
         switch (letter) {
         case 'V':
             puts("merchant-sessions " VERSION);
@@ -199,9 +201,8 @@ static void read_command_line(struct options *options, int argc, char *argv[])
         case '?':
             exit(EX_USAGE);
         default:
-            set(options, letter, option_name(index, letter, name), optarg);
+            set(options, letter, option_name(letter, name), optarg);
         }
-        index = -1;
     }
     if (optind < argc)
         refuse("command line", argv[optind], "an option");

@@ -288,7 +288,7 @@ static void send_batch(struct worker *worker, usec_t now)
 {
     struct lookup_question questions[LOOKUP_BATCH_MAX];
 
-    if (!lookup_ready(worker->lookup))
+    if (!lookup_ready(worker->lookup, now))
         return;
     worker->batch_count = waiting_take(worker->waiting, worker->batch, LOOKUP_BATCH_MAX, now);
     if (worker->batch_count == 0)
@@ -330,13 +330,13 @@ static void begin_stopping(struct worker *worker, usec_t now)
         answer_known(worker, waiter, now);
 }
 
-static usec_t next_due(const struct worker *worker)
+static usec_t next_due(const struct worker *worker, usec_t now)
 {
     usec_t due = usec_min(worker->stop_due, acceptor_due(worker->acceptor));
 
     due = usec_min(due, lookup_due(worker->lookup));
     due = usec_min(due, waiting_alarm_due(worker->waiting));
-    if (lookup_ready(worker->lookup))
+    if (lookup_ready(worker->lookup, now))
         due = usec_min(due, waiting_take_due(worker->waiting));
     return due;
 }
@@ -355,11 +355,12 @@ static int sleep_until(usec_t due, usec_t now)
 static bool turn(struct worker *worker, const sigset_t *unblocked)
 {
     struct epoll_event events[EVENTS_AT_ONCE];
-    int timeout = sleep_until(next_due(worker), clock_now());
+    usec_t now = clock_now();
+    int timeout = sleep_until(next_due(worker, now), now);
     int count = epoll_pwait(worker->epoll_fd, events, EVENTS_AT_ONCE, timeout, unblocked);
     bool incoming = false, announced = false;
-    usec_t now = clock_now();
 
+    now = clock_now();
     if (count < 0 && errno != EINTR) {
         log_error("epoll_pwait: %s", strerror(errno));
         return false;
