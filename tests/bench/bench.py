@@ -1,0 +1,148 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""Measure this program side by side with what a user would run in its place, and print the tables.
+
+Everything runs on loopback, with servers and a database of its own, and is gone afterwards.
+"""
+
+import argparse
+import contextlib
+import pathlib
+import resource
+import signal
+import subprocess
+import sys
+import tempfile
+
+sys.dont_write_bytecode = True
+sys.path.insert(0, str(pathlib.Path(__file__).resolve().parent.parent))
+
+import candidates
+import plain
+import report
+import servers
+import shop
+import waiting
+
+SECTIONS = [*candidates.DESCRIPTIONS, "waiting", "start"]
+LEVELS = [100, 1_000, 10_000]
+MOST_WAITING = 20_000
+PATHS = 20_000
+SPARE_DESCRIPTORS = 100
+TIME_LIMIT = 20 * 60
+
+
+def parse_arguments():
+    parser = argparse.ArgumentParser(prog="tests/bench/run", description=__doc__.splitlines()[0])
+    parser.add_argument("--rounds", type=int, metavar="N", help="of all candidates in turn (default 5)")
+    parser.add_argument("--seconds", type=int, metavar="N", help="for each figure (default 4)")
+    parser.add_argument("--only", nargs="+", choices=SECTIONS, default=SECTIONS, metavar="NAME",
+                        help="measure only these of: " + " ".join(SECTIONS))
+    parser.add_argument("--quick", action="store_true", help="one short round and fewer waiting, to see that all works")
+    arguments = parser.parse_args()
+    arguments.rounds = arguments.rounds or (1 if arguments.quick else 5)
+    arguments.seconds = arguments.seconds or (2 if arguments.quick else 4)
+    return arguments
+
+
+def say(text):
+    print(text, file=sys.stderr, flush=True)
+
+
+def allow_descriptors(wanted):
+    """As many descriptors for each process as we may have, at most `wanted`."""
+    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if hard < wanted:
+        with contextlib.suppress(ValueError, PermissionError):
+            resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, wanted))
+            return wanted
+    resource.setrlimit(resource.RLIMIT_NOFILE, (min(hard, wanted), hard))
+    return min(hard, wanted)
+
+
+def stop_in_time():
+    """End by an exception, so that every server is taken down."""
+    def end(number, _):
+        raise SystemExit(f"ended by {signal.Signals(number).name}")
+    signal.signal(signal.SIGTERM, end)
+    signal.signal(signal.SIGALRM, end)
+    signal.alarm(TIME_LIMIT)
+
+
+@contextlib.contextmanager
+def release_build():
+    programs = ["merchant-sessions.fcgi", "bench-limit", "bench-echo", "bench-textbook", "waiters"]
+    with tempfile.TemporaryDirectory(prefix="bench-build-") as directory:
+        _meson("setup", "--buildtype=release", directory, servers.ROOT)
+        _meson("compile", "-C", directory, *programs)
+        yield pathlib.Path(directory)
+
+
+def _meson(*command):
+    subprocess.run(["meson", *command], check=True, stdout=sys.stderr)
+
+
+def measure_plain(arguments, build, database, paths):
+    figures = report.Plain()
+    for number in range(arguments.rounds):
+        for name in [name for name in candidates.DESCRIPTIONS if name in arguments.only]:
+            say(f"round {number + 1} of {arguments.rounds}: {name}")
+            if name == "raw":
+                figures.add(name, report.KEEP, plain.measure_raw(database, arguments.seconds))
+                continue
+            for mode, keep in ((report.KEEP, True), (report.NEW, False)):
+                figures.add(name, mode, plain.measure(name, keep, build, database, paths, arguments.seconds))
+    return figures
+
+
+def measure_waiting(arguments, build, database, paths, descriptors):
+    if "waiting" not in arguments.only:
+        return []
+    most = (descriptors - SPARE_DESCRIPTORS) // 1000 * 1000
+    levels = []
+    for count in LEVELS[1:] if arguments.quick else [*LEVELS, most]:
+        say(f"waiting: {count:,}")
+        levels.append(waiting.measure(count, build, database, paths, arguments.seconds,
+                                      idle_seconds=4 if arguments.quick else 10,
+                                      payments=min(count // 2, 50 if arguments.quick else 200)))
+    return levels
+
+
+def measure_start(arguments, build, database):
+    if "start" not in arguments.only:
+        return []
+    return [waiting.first_answer(build, database) for _ in range(5)]
+
+
+def print_report(arguments, figures, levels, starts):
+    print(report.head(" ".join(["tests/bench/run", *sys.argv[1:]])))
+    if figures.rounds:
+        for mode in (report.KEEP, report.NEW):
+            print(f"Paid lookups, {plain.CONNECTIONS} connections, {mode}; "
+                  f"median (min–max) of {arguments.rounds} rounds:\n")
+            print(report.plain_table(figures, mode))
+        print(report.legend(arguments.only))
+        print(report.KEPT_CONNECTIONS)
+    if levels:
+        print("Long polls parked on one worker: nothing is paid, then a few are, which polling has to find, then there "
+              "are fresh\nrequests, then SIGTERM:\n")
+        print(report.waiting_table(levels))
+    print(report.goals_table(figures, levels, starts))
+
+
+def main():
+    arguments = parse_arguments()
+    stop_in_time()
+    descriptors = allow_descriptors(MOST_WAITING + SPARE_DESCRIPTORS)
+    with release_build() as build, servers.Postgres(shared_buffers="1GB", max_wal_size="4GB") as postgres:
+        say("filling the database")
+        database = shop.Shop(postgres)
+        paths = postgres.directory / "paths"
+        paths.write_text("".join(contract.path() + "\n" for contract in shop.paid(PATHS)))
+        figures = measure_plain(arguments, build, database, paths)
+        starts = measure_start(arguments, build, database)
+        levels = measure_waiting(arguments, build, database, paths, descriptors)
+    print_report(arguments, figures, levels, starts)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,169 @@
+/* SPDX-License-Identifier: GPL-3.0-or-later */
+#include "classic.h"
+
+#include <err.h>
+#include <getopt.h>
+#include <signal.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/prctl.h>
+#include <sys/wait.h>
+#include <unistd.h>
+
+#include <cjson/cJSON.h>
+#include <fcgiapp.h>
+
+struct options {
+    const char *listen;
+    const char *database;
+    const char *statement;
+    int workers;
+};
+
+static struct options parse_options(int argc, char **argv)
+{
+    static const struct option known[] = {
+        {"listen", required_argument, NULL, 'l'},
+        {"database", required_argument, NULL, 'd'},
+        {"statement", required_argument, NULL, 's'},
+        {"workers", required_argument, NULL, 'w'},
+        {0},
+    };
+    struct options options = {.workers = 1};
+    for (int option; (option = getopt_long(argc, argv, "", known, NULL)) != -1;) {
+        switch (option) {
+        case 'l':
+            options.listen = optarg;
+            break;
+        case 'd':
+            options.database = optarg;
+            break;
+        case 's':
+            options.statement = optarg;
+            break;
+        case 'w':
+            options.workers = atoi(optarg);
+            break;
+        default:
+            exit(64);
+        }
+    }
+    if (!options.listen)
+        errx(64, "--listen is missing");
+    return options;
+}
+
+static int hex(char digit)
+{
+    static const char digits[] = "0123456789abcdef0123456789ABCDEF";
+    const char *found = digit ? strchr(digits, digit) : NULL;
+    return found ? (int)(found - digits) % 16 : -1;
+}
+
+static bool decode(const char *from, size_t length, char *to, size_t size)
+{
+    const char *end = from + length;
+    size_t written = 0;
+    while (from < end && written < size - 1) {
+        if (*from != '%') {
+            to[written++] = *from++;
+            continue;
+        }
+        if (end - from < 3 || hex(from[1]) < 0 || hex(from[2]) < 0)
+            return false;
+        to[written++] = (char)(hex(from[1]) * 16 + hex(from[2]));
+        from += 3;
+    }
+    to[written] = '\0';
+    return from == end;
+}
+
+static bool decode_after(
+    const char *text, const char *name, const char *ends, char *to, size_t size)
+{
+    const char *found = text ? strstr(text, name) : NULL;
+    if (!found)
+        return false;
+    found += strlen(name);
+    return decode(found, strcspn(found, ends), to, size);
+}
+
+static bool read_query(const FCGX_Request *request, struct session_query *query)
+{
+    const char *path = FCGX_GetParam("REQUEST_URI", request->envp);
+    const char *parameters = FCGX_GetParam("QUERY_STRING", request->envp);
+    return decode_after(path, "/instances/", "/?", query->instance, sizeof query->instance) &&
+           decode_after(path, "/sessions/", "/?", query->session, sizeof query->session) &&
+           decode_after(parameters, "fulfillment_url=", "&", query->url, sizeof query->url);
+}
+
+static void reply(FCGX_Request *request, const char *status, cJSON *body)
+{
+    char *json = cJSON_PrintUnformatted(body);
+    FCGX_FPrintF(request->out,
+        "Status: %s\r\n"
+        "Content-Type: application/json\r\n"
+        "Content-Length: %d\r\n"
+        "Access-Control-Allow-Origin: *\r\n"
+        "Access-Control-Expose-Headers: *\r\n"
+        "Cache-Control: no-store\r\n"
+        "\r\n"
+        "%s",
+        status, (int)strlen(json), json);
+    cJSON_free(json);
+    cJSON_Delete(body);
+}
+
+static void reply_order(FCGX_Request *request, const struct order *order)
+{
+    cJSON *body = cJSON_CreateObject();
+    cJSON_AddStringToObject(body, "order_id", order->id);
+    reply(request, order->paid ? "200 OK" : "202 Accepted", body);
+}
+
+static void reply_error(FCGX_Request *request, const char *status, int code)
+{
+    cJSON *body = cJSON_CreateObject();
+    cJSON_AddNumberToObject(body, "code", code);
+    reply(request, status, body);
+}
+
+static void answer(FCGX_Request *request)
+{
+    struct session_query query;
+    struct order order;
+    if (!read_query(request, &query))
+        reply_error(request, "400 Bad Request", 26);
+    else if (!lookup_order(&query, &order))
+        reply_error(request, "404 Not Found", 2038);
+    else
+        reply_order(request, &order);
+}
+
+static void serve(int listener, const struct options *options)
+{
+    prctl(PR_SET_PDEATHSIG, SIGKILL);
+    lookup_open(options->database, options->statement);
+    FCGX_Request request;
+    FCGX_InitRequest(&request, listener, 0);
+    while (FCGX_Accept_r(&request) == 0) {
+        answer(&request);
+        FCGX_Finish_r(&request);
+    }
+    exit(1);
+}
+
+int main(int argc, char **argv)
+{
+    struct options options = parse_options(argc, argv);
+    FCGX_Init();
+    int listener = FCGX_OpenSocket(options.listen, 1024);
+    for (int i = 0; i < options.workers; i++) {
+        if (fork() == 0)
+            serve(listener, &options);
+    }
+    while (wait(NULL) > 0) {
+    }
+    return 1;
+}

@@ -1,0 +1,143 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""Requests that wait: many of them parked on one worker, nothing being paid, then payments, then SIGTERM."""
+
+import contextlib
+import math
+import pathlib
+import random
+import tempfile
+import time
+
+import candidates
+import plain
+import processes
+import shop
+from servers import start, wait_until
+
+# nginx has two connections for each request, out of 4096 of its one process.
+PER_NGINX = 1900
+# The web server's connections to the pool must fit its backlog.
+ARRIVALS_PER_SECOND = 4000
+TIMEOUT_MS = 140_000
+FRESH_ROUNDS = 3
+
+
+class Waiters:
+    """A long poll for each of the contracts, on the web servers in turn, all to be parked on one worker."""
+
+    def __init__(self, build, contracts, ports, worker):
+        self.count = len(contracts)
+        self._worker = worker
+        self._descriptors = processes.descriptors(worker)
+        self._directory = tempfile.TemporaryDirectory()
+        directory = pathlib.Path(self._directory.name)
+        paths = directory / "paths"
+        paths.write_text("".join(contract.path(TIMEOUT_MS) + "\n" for contract in contracts))
+        self._answers = directory / "answers"
+        with open(self._answers, "wb") as output:
+            self.process = start([build / "tests/bench/waiters", paths, ARRIVALS_PER_SECOND, *ports], stdout=output)
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_):
+        self.process.kill()
+        self.process.wait()
+        self._directory.cleanup()
+
+    def answers(self):
+        """The number of a request → status, time in seconds by the monotonic clock."""
+        written = self._answers.read_text().rpartition("\n")[0]
+        lines = (line.split() for line in written.splitlines() if line != "sent")
+        return {int(number): (int(status), int(time) / 1e9) for number, status, time in lines}
+
+    def _all_accepted(self):
+        return processes.descriptors(self._worker) >= self._descriptors + self.count
+
+    def wait_parked(self):
+        """Until the worker holds a descriptor for each, and has looked up all of them at least once."""
+        wait_until(lambda: "sent" in self._answers.read_text(), 60, "all long polls sent")
+        wait_until(self._all_accepted, 30, "all long polls parked")
+        time.sleep(2)
+        if self.answers():
+            raise RuntimeError(f"long polls were answered too early: {self.answers()}")
+
+
+def measure(count, build, database, paths, seconds, idle_seconds, payments):
+    """The figures with `count` long polls parked on one worker."""
+    contracts = shop.unpaid(count)
+    with contextlib.ExitStack() as stack:
+        pool = stack.enter_context(candidates.program(
+            build, database.database, "--workers", 1, "--max-waiting", count, "--max-wait", TIMEOUT_MS))
+        worker, = pool.workers()
+        fresh = stack.enter_context(candidates.web_server(pool.socket, keep=True))
+        webs = [stack.enter_context(candidates.web_server(pool.socket, keep=True, workers=1))
+                for _ in range(math.ceil(count / PER_NGINX))]
+        session = stack.enter_context(database.session())
+
+        plain.check(fresh.port, shop.paid(1)[0])
+        plain.wrk(fresh.port, paths, 1, connections=8)
+        without = _fresh_p99(fresh, paths, seconds)
+        memory = processes.resident_bytes(worker)
+        waiters = stack.enter_context(Waiters(build, contracts, [web.port for web in webs], worker))
+        waiters.wait_parked()
+        memory = processes.resident_bytes(worker) - memory
+
+        idle = _idle(pool, database, idle_seconds)
+        latencies = _pay(session, waiters, contracts[:payments])
+        meanwhile = _fresh_p99(fresh, paths, seconds)
+        return {"count": count, "bytes": memory / count, **idle, "commit_to_answer": latencies,
+                "p99_without": without, "p99_with": meanwhile, "stop": _stop(pool, waiters)}
+
+
+def _fresh_p99(web, paths, seconds):
+    return [plain.wrk(web.port, paths, seconds, connections=8)["p99"] for _ in range(FRESH_ROUNDS)]
+
+
+def _idle(pool, database, seconds):
+    cpu = processes.Cpu(program=pool, database=database.postgres)
+    statements = database.transactions()
+    time.sleep(seconds)
+    return {"statements": (database.transactions() - statements) / seconds,
+            **{f"cpu_{part}": spent / seconds for part, spent in cpu.seconds().items()}}
+
+
+def _pay(session, waiters, contracts):
+    """Pay one after another; return the times from COMMIT to the answer, in milliseconds, sorted."""
+    committed = []
+    for contract in contracts:
+        time.sleep(random.uniform(0.01, 0.05))
+        session.run(contract.set_paid(True))
+        committed.append(time.monotonic())
+    wait_until(lambda: len(waiters.answers()) >= len(contracts), 90, "answers to the payments")
+    answers = waiters.answers()
+    for contract in contracts:
+        session.run(contract.set_paid(False))
+    if any(answers.get(n, (0,))[0] != 200 for n in range(len(contracts))):
+        raise RuntimeError("a paid session was not answered with 200")
+    return sorted((answers[n][1] - moment) * 1000 for n, moment in enumerate(committed))
+
+
+def _stop(pool, waiters):
+    """Milliseconds from SIGTERM to the last answer."""
+    answered = len(waiters.answers())
+    moment = time.monotonic()
+    pool.stop(within=20)
+    waiters.process.wait(20)
+    answers = waiters.answers()
+    last = list(answers.values())[answered:]
+    if len(answers) != waiters.count or any(status != 202 for status, _ in last):
+        raise RuntimeError(f"SIGTERM: {len(answers)} of {waiters.count} answered, "
+                           f"statuses {sorted({status for status, _ in last})}")
+    return (max(arrival for _, arrival in last) - moment) * 1000
+
+
+def first_answer(build, database):
+    """Milliseconds from the start of the program to its first answer."""
+    contract = shop.paid(1)[0]
+    pool = candidates.program(build, database.database, by="descriptor")
+    with candidates.web_server(pool.socket, keep=False) as web:
+        moment = time.monotonic()
+        with pool:
+            plain.check(web.port, contract)
+            return (time.monotonic() - moment) * 1000
