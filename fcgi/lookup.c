@@ -18,22 +18,27 @@
 #define PAUSE_MIN (100 * USEC_PER_MS)
 #define PAUSE_MAX (5 * USEC_PER_SEC)
 /* How long a plan is kept: the tables grow. */
-#define PLAN_AGE  (10 * USEC_PER_SEC)
-#define STATEMENT "merchant_sessions_lookup"
-#define PARAMS    4
-
-/* The types of array elements (PostgreSQL's pg_type.h, which clients don't have). */
-enum element_type { TYPE_BOOL = 16, TYPE_TEXT = 25 };
+#define PLAN_AGE (10 * USEC_PER_SEC)
+#define PARAMS   3
+/* The type of the arrays' elements (PostgreSQL's pg_type.h, which clients don't have). */
+#define TYPE_TEXT 25
 
 enum lookup_state {
     LOOKUP_PAUSED,     /* no connection; the next attempt is due */
     LOOKUP_CONNECTING, /* PQconnectPoll */
     LOOKUP_LAYOUT,     /* sql/layout.sql is under way */
     LOOKUP_SESSION,    /* sql/session.sql */
-    LOOKUP_PREPARING,  /* the lookup is being prepared */
+    LOOKUP_PREPARING,  /* the statement for LOOKUP_EVERYTHING is being prepared, */
+    LOOKUP_PREPARING2, /* and the one for LOOKUP_PAYMENT */
     LOOKUP_READY,      /* nothing under way; the plan is to be made anew when due */
     LOOKUP_REPLANNING, /* sql/replan.sql is */
     LOOKUP_BUSY,       /* a batch is */
+};
+
+/* The names of the prepared statements. */
+static const char *const statements[] = {
+    [LOOKUP_EVERYTHING] = "merchant_sessions_lookup",
+    [LOOKUP_PAYMENT] = "merchant_sessions_poll",
 };
 
 /* Bytes of a growing binary parameter. */
@@ -352,6 +357,15 @@ static enum lookup_event batch_done(struct lookup *lookup, usec_t now)
     return LOOKUP_ANSWERED;
 }
 
+static enum lookup_event prepare(
+    struct lookup *lookup, enum lookup_state state, enum lookup_kind kind, usec_t now)
+{
+    const char *text = kind == LOOKUP_EVERYTHING ? layout_lookup(&lookup->layout) : sql_poll;
+
+    return begin(
+        lookup, state, PQsendPrepare(lookup->connection, statements[kind], text, 0, NULL), now);
+}
+
 /* The statement under way has succeeded. */
 static enum lookup_event next(struct lookup *lookup, usec_t now)
 {
@@ -359,10 +373,10 @@ static enum lookup_event next(struct lookup *lookup, usec_t now)
     case LOOKUP_LAYOUT:
         return layout_known(lookup, now);
     case LOOKUP_SESSION:
-        return begin(lookup, LOOKUP_PREPARING,
-            PQsendPrepare(lookup->connection, STATEMENT, layout_lookup(&lookup->layout), 0, NULL),
-            now);
+        return prepare(lookup, LOOKUP_PREPARING, LOOKUP_EVERYTHING, now);
     case LOOKUP_PREPARING:
+        return prepare(lookup, LOOKUP_PREPARING2, LOOKUP_PAYMENT, now);
+    case LOOKUP_PREPARING2:
         log_connected(lookup);
         return planned(lookup, now);
     case LOOKUP_REPLANNING:
@@ -447,13 +461,13 @@ static void put_int4(struct bytes *bytes, size_t value)
 }
 
 /* The head of a one-dimensional array without NULLs, in PostgreSQL's binary format (array_recv). */
-static void start_array(struct bytes *bytes, enum element_type type, size_t count)
+static void start_array(struct bytes *bytes, size_t count)
 {
     bytes->length = 0;
     bytes->failed = false;
     put_int4(bytes, 1);
     put_int4(bytes, 0);
-    put_int4(bytes, type);
+    put_int4(bytes, TYPE_TEXT);
     put_int4(bytes, count);
     put_int4(bytes, 1);
 }
@@ -466,50 +480,38 @@ static void put_text(struct bytes *bytes, const char *text)
     put_bytes(bytes, text, length);
 }
 
-static void put_bool(struct bytes *bytes, bool value)
-{
-    char wire = value;
-
-    put_int4(bytes, 1);
-    put_bytes(bytes, &wire, 1);
-}
-
-static bool put_questions(
-    struct lookup *lookup, const struct lookup_question *questions, size_t count)
+static bool put_keys(struct lookup *lookup, const struct session_key *const keys[], size_t count)
 {
     struct bytes *params = lookup->params;
-    bool ok = true;
 
     for (int i = 0; i < PARAMS; i++)
-        start_array(&params[i], i < PARAMS - 1 ? TYPE_TEXT : TYPE_BOOL, count);
+        start_array(&params[i], count);
     for (size_t i = 0; i < count; i++) {
-        put_text(&params[0], questions[i].key->instance);
-        put_text(&params[1], questions[i].key->url);
-        put_text(&params[2], questions[i].key->session);
-        put_bool(&params[3], questions[i].all);
+        put_text(&params[0], keys[i]->instance);
+        put_text(&params[1], keys[i]->url);
+        put_text(&params[2], keys[i]->session);
     }
-    for (int i = 0; i < PARAMS; i++)
-        ok = ok && !params[i].failed;
-    return ok;
+    return !params[0].failed && !params[1].failed && !params[2].failed;
 }
 
-enum lookup_event lookup_send(
-    struct lookup *lookup, const struct lookup_question *questions, size_t count, usec_t now)
+enum lookup_event lookup_send(struct lookup *lookup, enum lookup_kind kind,
+    const struct session_key *const keys[], size_t count, usec_t now)
 {
-    static const int formats[PARAMS] = {1, 1, 1, 1};
+    static const int formats[PARAMS] = {1, 1, 1};
     const char *values[PARAMS];
     int lengths[PARAMS];
 
     lookup->count = count;
     enter(lookup, LOOKUP_BUSY, now + lookup->timeout);
-    if (!put_questions(lookup, questions, count))
+    if (!put_keys(lookup, keys, count))
         return give_up(lookup, now, "out of memory");
     for (int i = 0; i < PARAMS; i++) {
         values[i] = lookup->params[i].at;
         lengths[i] = (int)lookup->params[i].length;
     }
     return begin(lookup, LOOKUP_BUSY,
-        PQsendQueryPrepared(lookup->connection, STATEMENT, PARAMS, values, lengths, formats, 1),
+        PQsendQueryPrepared(
+            lookup->connection, statements[kind], PARAMS, values, lengths, formats, 1),
         now);
 }
 

@@ -18,17 +18,16 @@ struct lookup;
 /* How many keys one batch may have. */
 #define LOOKUP_BATCH_MAX 256
 
-/* One key of a batch. */
-struct lookup_question {
-    const struct session_key *key;
-    bool all; /* false: only whether it has been paid, which costs a third */
+/* What a batch asks. */
+enum lookup_kind {
+    LOOKUP_EVERYTHING, /* all that is known of the sessions */
+    LOOKUP_PAYMENT,    /* only whether they have been paid, which costs half as much */
 };
 
 /* What is known of one key. */
 struct lookup_answer {
-    enum session_status
-        status;           /* where not all was asked: SESSION_PAID, or anything else for not paid */
-    const char *order_id; /* NULL if there is none; valid until the next lookup_send() */
+    enum session_status status; /* LOOKUP_PAYMENT: SESSION_PAID, or anything else for not paid */
+    const char *order_id;       /* NULL if there is none; valid until the next lookup_send() */
 };
 
 /* What has come of a step. */
@@ -63,10 +62,10 @@ bool lookup_away(const struct lookup *lookup);
 
 /* Sends a batch of 1 to LOOKUP_BATCH_MAX keys; lookup_ready() was true. The keys are copied.
  * LOOKUP_NOTHING, or LOOKUP_FAILED. */
-enum lookup_event lookup_send(
-    struct lookup *lookup, const struct lookup_question *questions, size_t count, usec_t now);
+enum lookup_event lookup_send(struct lookup *lookup, enum lookup_kind kind,
+    const struct session_key *const keys[], size_t count, usec_t now);
 
-/* The answer to the n-th question, counted from 0, of the batch that LOOKUP_ANSWERED was about. */
+/* The answer to the n-th key, counted from 0, of the batch that LOOKUP_ANSWERED was about. */
 struct lookup_answer lookup_answer(const struct lookup *lookup, size_t n);
 
 #endif

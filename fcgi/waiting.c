@@ -21,7 +21,8 @@ struct waiting {
     struct watch_list queue, polls;
     struct heap alarms;
     usec_t poll_interval;
-    double cost, charged; /* microseconds spent on, and number of, watches in batches; fading */
+    double cost, charged; /* microseconds spent on polling, and watches polled; fading */
+    bool fresh_last;      /* the last batch was not of polls */
 };
 
 static int compare_keys(const void *left, const void *right)
@@ -221,41 +222,49 @@ size_t waiting_parked(const struct waiting *waiting)
     return waiting->parked_count;
 }
 
-static void take(struct waiting *waiting, struct watch *watch, bool all_asked)
+static void take(struct waiting *waiting, struct watch *watch)
 {
     struct waiter *waiter;
 
     unqueue(waiting, watch);
     unpoll(waiting, watch);
-    watch->all_asked = all_asked;
     watch->in_batch = true;
     TAILQ_FOREACH(waiter, &watch->asking, link)
     waiter->state = WAITER_ASKED;
 }
 
-size_t waiting_take(struct waiting *waiting, struct watch **batch, size_t max, usec_t now)
+/* When the watch that was looked up first is due for polling; USEC_NEVER if none is parked. */
+static usec_t poll_due(const struct waiting *waiting)
 {
-    struct watch *watch;
+    const struct watch *first = TAILQ_FIRST(&waiting->polls);
+    usec_t interval = waiting_interval(waiting);
+    usec_t grain = usec_max(interval / POLL_GRAINS, 1);
+
+    return first ? (first->looked_up + interval + grain - 1) / grain * grain : USEC_NEVER;
+}
+
+size_t waiting_take(
+    struct waiting *waiting, struct watch **batch, size_t max, bool *fresh, usec_t now)
+{
+    bool polls = poll_due(waiting) <= now;
     size_t count = 0;
 
-    while (count < max && (watch = TAILQ_FIRST(&waiting->queue))) {
-        take(waiting, watch, true);
-        batch[count++] = watch;
+    *fresh = !TAILQ_EMPTY(&waiting->queue) && !(polls && waiting->fresh_last);
+    waiting->fresh_last = *fresh;
+    for (; *fresh && count < max && !TAILQ_EMPTY(&waiting->queue); count++) {
+        batch[count] = TAILQ_FIRST(&waiting->queue);
+        take(waiting, batch[count]);
     }
-    while (count < max && (watch = TAILQ_FIRST(&waiting->polls)) && watch->poll_due <= now) {
-        take(waiting, watch, false);
-        batch[count++] = watch;
+    for (; !*fresh && count < max && poll_due(waiting) <= now; count++) {
+        batch[count] = TAILQ_FIRST(&waiting->polls);
+        take(waiting, batch[count]);
     }
     return count;
 }
 
 usec_t waiting_take_due(const struct waiting *waiting)
 {
-    const struct watch *first = TAILQ_FIRST(&waiting->polls);
-
-    if (!TAILQ_EMPTY(&waiting->queue))
-        return 0;
-    return first ? first->poll_due : USEC_NEVER;
+    return TAILQ_EMPTY(&waiting->queue) ? poll_due(waiting) : 0;
 }
 
 void waiting_learn(struct watch *watch, enum session_status status, const char *order_id)
@@ -265,27 +274,20 @@ void waiting_learn(struct watch *watch, enum session_status status, const char *
     watch->order_id = order_id ? strdup(order_id) : NULL;
 }
 
-static void schedule_poll(struct waiting *waiting, struct watch *watch, usec_t now)
-{
-    usec_t interval = waiting_interval(waiting);
-    usec_t grain = usec_max(interval / POLL_GRAINS, 1);
-
-    watch->poll_due = (now + interval + grain - 1) / grain * grain;
-    TAILQ_INSERT_TAIL(&waiting->polls, watch, poll);
-    watch->polled = true;
-}
-
 void waiting_settle(struct waiting *waiting, struct watch *watch, usec_t now)
 {
     struct waiter *waiter;
 
     watch->in_batch = false;
+    watch->looked_up = now;
     TAILQ_FOREACH(waiter, &watch->asking, link)
     waiter->state = WAITER_ASKING;
     if (!TAILQ_EMPTY(&watch->asking))
         enqueue(waiting, watch);
-    if (!TAILQ_EMPTY(&watch->parked) && !watch->polled)
-        schedule_poll(waiting, watch, now);
+    if (!TAILQ_EMPTY(&watch->parked) && !watch->polled) {
+        TAILQ_INSERT_TAIL(&waiting->polls, watch, poll);
+        watch->polled = true;
+    }
     tidy(waiting, watch);
 }
 

@@ -39,12 +39,11 @@ struct watch {
     struct session_key key;    /* first: watches are sorted by it */
     struct waiter_list asking; /* WAITER_ASKING and WAITER_ASKED */
     struct waiter_list parked; /* WAITER_PARKED */
-    bool all_asked;            /* in the batch under way: everything, not only whether it is paid */
     bool in_batch;             /* the batch under way asks about it */
     bool queued, polled;       /* which of the two lists below it is in */
     TAILQ_ENTRY(watch) queue;  /* those with WAITER_ASKING */
-    TAILQ_ENTRY(watch) poll;   /* those with WAITER_PARKED, by the time when they are due */
-    usec_t poll_due;
+    TAILQ_ENTRY(watch) poll;   /* those with WAITER_PARKED, in the order of looked_up */
+    usec_t looked_up;          /* when it was last in a batch */
     enum session_status known; /* what the last lookup of everything found, */
     char *order_id;            /* NULL if no order */
 };
@@ -81,10 +80,13 @@ struct waiter *waiting_any_parked(struct waiting *waiting);
 size_t waiting_parked(const struct waiting *waiting);
 
 /*
- * Makes up the next batch: watches with new requests first, then those due for polling, at most
- * max. Returns how many. Each has to be given back by waiting_settle() before the next batch.
+ * Makes up the next batch, of at most max watches: *fresh says whether of those with requests that
+ * ask for a lookup of everything, or of those due for polling. The former go first, but if there
+ * are always some, the latter have every other batch. Returns how many. Each has to be given back
+ * by waiting_settle() before the next batch.
  */
-size_t waiting_take(struct waiting *waiting, struct watch **batch, size_t max, usec_t now);
+size_t waiting_take(
+    struct waiting *waiting, struct watch **batch, size_t max, bool *fresh, usec_t now);
 
 /* When waiting_take() has something to take; 0 if it has at once, USEC_NEVER if there is nothing.
  */
@@ -97,8 +99,8 @@ void waiting_learn(struct watch *watch, enum session_status status, const char *
  * again in the next one. The watch is gone after this if nobody waits for it. */
 void waiting_settle(struct waiting *waiting, struct watch *watch, usec_t now);
 
-/* A batch of so many watches took the database so long. The poll interval stretches where polling
- * all that is parked would take more than a tenth of the time. */
+/* Polling so many watches took the database so long. The poll interval stretches where polling all
+ * that is parked would take more than a tenth of the time. */
 void waiting_charge(struct waiting *waiting, size_t watches, usec_t took);
 
 /* The present poll interval. */

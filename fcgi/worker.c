@@ -37,6 +37,7 @@ struct worker {
     struct waiting *waiting;
     struct watch *batch[LOOKUP_BATCH_MAX]; /* the one under way */
     size_t batch_count;
+    bool batch_fresh; /* it asks for everything, not only for payment */
     usec_t batch_sent;
     usec_t stop_due; /* when to be gone; USEC_NEVER: not stopping */
     char space[QUERY_SPACE];
@@ -240,7 +241,7 @@ static void settle_watch(
     if (found->status == SESSION_PAID) {
         answer_all(worker, &watch->asking, found, now);
         answer_all(worker, &watch->parked, found, now);
-    } else if (watch->all_asked) {
+    } else if (worker->batch_fresh) {
         waiting_learn(watch, found->status, found->order_id);
         answer_or_park(worker, watch, found, now);
     }
@@ -251,7 +252,8 @@ static void settle_watch(
 
 static void settle_batch(struct worker *worker, usec_t now)
 {
-    waiting_charge(worker->waiting, worker->batch_count, now - worker->batch_sent);
+    if (!worker->batch_fresh)
+        waiting_charge(worker->waiting, worker->batch_count, now - worker->batch_sent);
     for (size_t i = 0; i < worker->batch_count; i++) {
         struct lookup_answer found = lookup_answer(worker->lookup, i);
 
@@ -286,18 +288,20 @@ static void handle_lookup(struct worker *worker, enum lookup_event event, usec_t
 
 static void send_batch(struct worker *worker, usec_t now)
 {
-    struct lookup_question questions[LOOKUP_BATCH_MAX];
+    const struct session_key *keys[LOOKUP_BATCH_MAX];
+    enum lookup_kind kind;
 
     if (!lookup_ready(worker->lookup, now))
         return;
-    worker->batch_count = waiting_take(worker->waiting, worker->batch, LOOKUP_BATCH_MAX, now);
+    worker->batch_count =
+        waiting_take(worker->waiting, worker->batch, LOOKUP_BATCH_MAX, &worker->batch_fresh, now);
     if (worker->batch_count == 0)
         return;
     for (size_t i = 0; i < worker->batch_count; i++)
-        questions[i] = (struct lookup_question){
-            .key = &worker->batch[i]->key, .all = worker->batch[i]->all_asked};
+        keys[i] = &worker->batch[i]->key;
+    kind = worker->batch_fresh ? LOOKUP_EVERYTHING : LOOKUP_PAYMENT;
     worker->batch_sent = now;
-    handle_lookup(worker, lookup_send(worker->lookup, questions, worker->batch_count, now), now);
+    handle_lookup(worker, lookup_send(worker->lookup, kind, keys, worker->batch_count, now), now);
 }
 
 /* Looks after the requests whose alarm is due: a parked one's deadline, or the end of the patience

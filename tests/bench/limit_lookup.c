@@ -48,10 +48,11 @@ bool lookup_away(const struct lookup *lookup)
     return false;
 }
 
-enum lookup_event lookup_send(
-    struct lookup *lookup, const struct lookup_question *questions, size_t count, usec_t now)
+enum lookup_event lookup_send(struct lookup *lookup, enum lookup_kind kind,
+    const struct session_key *const keys[], size_t count, usec_t now)
 {
-    (void)questions;
+    (void)kind;
+    (void)keys;
     (void)count;
     (void)now;
     lookup->busy = true;

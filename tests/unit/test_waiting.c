@@ -40,6 +40,7 @@ static void test_equal_keys_share_one_watch(void **state)
     struct session_key other_url = {"a", "https://shop.example/2", "shop"};
     struct session_key other_instance = {"a", "https://shop.example/", ""};
     struct watch *batch[8];
+    bool fresh;
 
     (void)state;
     add(waiting, &waiters[0], &key_a);
@@ -49,7 +50,7 @@ static void test_equal_keys_share_one_watch(void **state)
     assert_ptr_equal(waiters[0].watch, waiters[1].watch);
     assert_ptr_not_equal(waiters[0].watch, waiters[2].watch);
     assert_ptr_not_equal(waiters[0].watch, waiters[3].watch);
-    assert_int_equal(waiting_take(waiting, batch, 8, START), 3);
+    assert_int_equal(waiting_take(waiting, batch, 8, &fresh, START), 3);
     look_up(waiting, batch, 3, START);
     assert_int_equal(waiting_parked(waiting), 4);
     for (size_t i = 0; i < COUNT_OF(waiters); i++)
@@ -64,21 +65,22 @@ static void test_new_ones_go_first_and_ask_everything(void **state)
     struct waiting *waiting = waiting_new(INTERVAL);
     struct waiter old = {0}, new = {0};
     struct watch *batch[1];
+    bool fresh;
 
     (void)state;
     add(waiting, &old, &key_a);
     assert_true(waiting_take_due(waiting) == 0);
-    assert_int_equal(waiting_take(waiting, batch, 1, START), 1);
-    assert_true(batch[0]->all_asked);
+    assert_int_equal(waiting_take(waiting, batch, 1, &fresh, START), 1);
+    assert_true(fresh);
     look_up(waiting, batch, 1, START);
     add(waiting, &new, &key_b);
-    assert_int_equal(waiting_take(waiting, batch, 1, START + USEC_PER_SEC), 1);
+    assert_int_equal(waiting_take(waiting, batch, 1, &fresh, START), 1);
     assert_ptr_equal(batch[0], new.watch);
-    assert_true(batch[0]->all_asked);
-    look_up(waiting, batch, 1, START + USEC_PER_SEC);
-    assert_int_equal(waiting_take(waiting, batch, 1, START + USEC_PER_SEC), 1);
+    assert_true(fresh);
+    look_up(waiting, batch, 1, START);
+    assert_int_equal(waiting_take(waiting, batch, 1, &fresh, START + USEC_PER_SEC), 1);
     assert_ptr_equal(batch[0], old.watch);
-    assert_false(batch[0]->all_asked);
+    assert_false(fresh);
     look_up(waiting, batch, 1, START + USEC_PER_SEC);
     waiting_remove(waiting, &old);
     waiting_remove(waiting, &new);
@@ -90,18 +92,44 @@ static void test_polls_are_due_after_the_interval(void **state)
     struct waiting *waiting = waiting_new(INTERVAL);
     struct waiter waiter = {0};
     struct watch *batch[1];
+    bool fresh;
     usec_t due;
 
     (void)state;
     add(waiting, &waiter, &key_a);
-    waiting_take(waiting, batch, 1, START);
+    waiting_take(waiting, batch, 1, &fresh, START);
     look_up(waiting, batch, 1, START);
     due = waiting_take_due(waiting);
     assert_true(due >= START + INTERVAL && due < START + INTERVAL + INTERVAL / 10);
-    assert_int_equal(waiting_take(waiting, batch, 1, due - 1), 0);
-    assert_int_equal(waiting_take(waiting, batch, 1, due), 1);
+    assert_int_equal(waiting_take(waiting, batch, 1, &fresh, due - 1), 0);
+    assert_int_equal(waiting_take(waiting, batch, 1, &fresh, due), 1);
     look_up(waiting, batch, 1, due);
     waiting_remove(waiting, &waiter);
+    waiting_free(waiting);
+}
+
+/* Requests without end must not keep the parked ones from being polled. */
+static void test_polls_have_every_other_batch(void **state)
+{
+    struct waiting *waiting = waiting_new(INTERVAL);
+    struct waiter old = {0}, new = {0};
+    struct watch *batch[1];
+    bool fresh;
+    usec_t later = START + USEC_PER_SEC;
+
+    (void)state;
+    add(waiting, &old, &key_a);
+    waiting_take(waiting, batch, 1, &fresh, START);
+    look_up(waiting, batch, 1, START);
+    add(waiting, &new, &key_b);
+    for (int i = 0; i < 6; i++) {
+        assert_int_equal(waiting_take(waiting, batch, 1, &fresh, later), 1);
+        assert_int_equal(fresh, i % 2);
+        assert_ptr_equal(batch[0], fresh ? new.watch : old.watch);
+        waiting_settle(waiting, batch[0], START);
+    }
+    waiting_remove(waiting, &old);
+    waiting_remove(waiting, &new);
     waiting_free(waiting);
 }
 
@@ -111,18 +139,19 @@ static void test_newcomer_to_a_watch_under_way_is_asked_about_again(void **state
     struct waiting *waiting = waiting_new(INTERVAL);
     struct waiter first = {0}, second = {0};
     struct watch *batch[1];
+    bool fresh;
 
     (void)state;
     add(waiting, &first, &key_a);
-    waiting_take(waiting, batch, 1, START);
+    waiting_take(waiting, batch, 1, &fresh, START);
     add(waiting, &second, &key_a);
     assert_int_equal(first.state, WAITER_ASKED);
     assert_int_equal(second.state, WAITER_ASKING);
     look_up(waiting, batch, 1, START);
     assert_int_equal(first.state, WAITER_PARKED);
     assert_int_equal(second.state, WAITER_ASKING);
-    assert_int_equal(waiting_take(waiting, batch, 1, START), 1);
-    assert_true(batch[0]->all_asked);
+    assert_int_equal(waiting_take(waiting, batch, 1, &fresh, START), 1);
+    assert_true(fresh);
     look_up(waiting, batch, 1, START);
     assert_int_equal(second.state, WAITER_PARKED);
     waiting_remove(waiting, &first);
@@ -135,10 +164,11 @@ static void test_all_leave_while_the_batch_is_under_way(void **state)
     struct waiting *waiting = waiting_new(INTERVAL);
     struct waiter waiter = {0};
     struct watch *batch[1];
+    bool fresh;
 
     (void)state;
     add(waiting, &waiter, &key_a);
-    waiting_take(waiting, batch, 1, START);
+    waiting_take(waiting, batch, 1, &fresh, START);
     waiting_remove(waiting, &waiter);
     assert_string_equal(batch[0]->key.session, "a");
     waiting_settle(waiting, batch[0], START);
@@ -151,10 +181,11 @@ static void test_failed_batch_is_asked_again(void **state)
     struct waiting *waiting = waiting_new(INTERVAL);
     struct waiter waiter = {0};
     struct watch *batch[1];
+    bool fresh;
 
     (void)state;
     add(waiting, &waiter, &key_a);
-    waiting_take(waiting, batch, 1, START);
+    waiting_take(waiting, batch, 1, &fresh, START);
     waiting_settle(waiting, batch[0], START);
     assert_int_equal(waiter.state, WAITER_ASKING);
     assert_true(waiting_take_due(waiting) == 0);
@@ -167,12 +198,13 @@ static void test_alarms(void **state)
     struct waiting *waiting = waiting_new(INTERVAL);
     struct waiter waiter = {0};
     struct watch *batch[1];
+    bool fresh;
 
     (void)state;
     assert_true(waiting_alarm_due(waiting) == USEC_NEVER);
     add(waiting, &waiter, &key_a);
     assert_true(waiting_alarm_due(waiting) == START + 2 * USEC_PER_SEC);
-    waiting_take(waiting, batch, 1, START);
+    waiting_take(waiting, batch, 1, &fresh, START);
     look_up(waiting, batch, 1, START);
     assert_true(waiting_alarm_due(waiting) == waiter.deadline);
     assert_null(waiting_alarm(waiting, waiter.deadline - 1));
@@ -180,8 +212,8 @@ static void test_alarms(void **state)
     waiting_ask(waiting, &waiter, START + 5 * USEC_PER_SEC);
     assert_int_equal(waiting_parked(waiting), 0);
     assert_null(waiting_alarm(waiting, waiter.deadline));
-    assert_int_equal(waiting_take(waiting, batch, 1, START), 1);
-    assert_true(batch[0]->all_asked);
+    assert_int_equal(waiting_take(waiting, batch, 1, &fresh, START), 1);
+    assert_true(fresh);
     waiting_remove(waiting, &waiter);
     waiting_settle(waiting, batch[0], START);
     waiting_free(waiting);
@@ -192,10 +224,11 @@ static void test_what_was_learned_is_kept(void **state)
     struct waiting *waiting = waiting_new(INTERVAL);
     struct waiter waiter = {0};
     struct watch *batch[1];
+    bool fresh;
 
     (void)state;
     add(waiting, &waiter, &key_a);
-    waiting_take(waiting, batch, 1, START);
+    waiting_take(waiting, batch, 1, &fresh, START);
     waiting_learn(batch[0], SESSION_UNPAID, "order");
     look_up(waiting, batch, 1, START);
     assert_ptr_equal(waiting_any_parked(waiting), &waiter);
@@ -213,6 +246,7 @@ static void test_interval_stretches_to_a_tenth(void **state)
     struct waiting *waiting = waiting_new(INTERVAL);
     struct waiter *waiters = calloc(MANY, sizeof *waiters);
     struct watch **batch = calloc(MANY, sizeof *batch);
+    bool fresh;
     struct session_key key = key_a;
     char session[16];
 
@@ -230,7 +264,7 @@ static void test_interval_stretches_to_a_tenth(void **state)
     for (int i = 0; i < 100; i++)
         waiting_charge(waiting, 100, 10);
     assert_true(waiting_interval(waiting) == INTERVAL);
-    assert_int_equal(waiting_take(waiting, batch, MANY, START), MANY);
+    assert_int_equal(waiting_take(waiting, batch, MANY, &fresh, START), MANY);
     look_up(waiting, batch, MANY, START);
     assert_int_equal(waiting_parked(waiting), MANY);
     for (size_t i = 0; i < MANY; i++)
@@ -246,6 +280,7 @@ int main(void)
         cmocka_unit_test(test_equal_keys_share_one_watch),
         cmocka_unit_test(test_new_ones_go_first_and_ask_everything),
         cmocka_unit_test(test_polls_are_due_after_the_interval),
+        cmocka_unit_test(test_polls_have_every_other_batch),
         cmocka_unit_test(test_newcomer_to_a_watch_under_way_is_asked_about_again),
         cmocka_unit_test(test_all_leave_while_the_batch_is_under_way),
         cmocka_unit_test(test_failed_batch_is_asked_again),
