@@ -17,7 +17,6 @@
 #include "log.h"
 #include "record.h"
 
-#define ACCEPT_BATCH 64
 #define ACCEPT_PAUSE USEC_PER_SEC
 /* Descriptors that connections leave to the rest: the log, the database (twice, while it is being
  * replaced, and what the resolver opens), epoll. */
@@ -34,6 +33,7 @@ struct connection {
     TAILQ_ENTRY(connection) link; /* in one of the acceptor's lists, by state */
     enum connection_state state;
     int fd;
+    bool watched; /* epoll has the descriptor */
     usec_t heard; /* when the peer last sent something */
     struct record_reader reader;
     FCGX_Request
@@ -129,16 +129,13 @@ static void pause_accepting(struct acceptor *acceptor, usec_t now)
     acceptor->paused_until = now + ACCEPT_PAUSE;
 }
 
-static void add_connection(struct acceptor *acceptor, int fd, usec_t now)
+static struct connection *add_connection(struct acceptor *acceptor, int fd, usec_t now)
 {
     struct connection *connection = calloc(1, sizeof *connection);
-    struct epoll_event event = {.events = EPOLLIN | EPOLLRDHUP, .data.ptr = connection};
 
-    if (!connection || epoll_ctl(acceptor->epoll_fd, EPOLL_CTL_ADD, fd, &event) != 0) {
-        log_error("cannot watch a connection: %s", strerror(errno));
-        free(connection);
+    if (!connection) {
         close(fd);
-        return;
+        return NULL;
     }
     connection->acceptor = acceptor;
     connection->fd = fd;
@@ -146,24 +143,24 @@ static void add_connection(struct acceptor *acceptor, int fd, usec_t now)
     connection->state = CONNECTION_READING;
     TAILQ_INSERT_TAIL(&acceptor->lists[CONNECTION_READING], connection, link);
     acceptor->count++;
+    return connection;
 }
 
-void acceptor_accept(struct acceptor *acceptor, usec_t now)
+struct connection *acceptor_accept(struct acceptor *acceptor, usec_t now)
 {
-    for (int i = 0; i < ACCEPT_BATCH && acceptor->paused_until == 0; i++) {
-        int fd = -1;
+    bool room = acceptor->count < acceptor->limit;
+    int fd = -1;
 
-        if (acceptor->count < acceptor->limit)
-            fd = accept4(acceptor->listen_fd, NULL, NULL, SOCK_NONBLOCK | SOCK_CLOEXEC);
-        if (fd >= 0)
-            add_connection(acceptor, fd, now);
-        else if (acceptor->count < acceptor->limit && (errno == EAGAIN || errno == EINTR))
-            return;
-        else if (acceptor->count < acceptor->limit && errno == ECONNABORTED)
-            continue;
-        else
-            pause_accepting(acceptor, now);
-    }
+    if (acceptor->paused_until)
+        return NULL;
+    if (room)
+        fd = accept4(acceptor->listen_fd, NULL, NULL, SOCK_NONBLOCK | SOCK_CLOEXEC);
+    if (fd >= 0)
+        return add_connection(acceptor, fd, now);
+    /* ECONNABORTED: the peer has left already; epoll will announce the next one. */
+    if (!room || (errno != EAGAIN && errno != EINTR && errno != ECONNABORTED))
+        pause_accepting(acceptor, now);
+    return NULL;
 }
 
 usec_t acceptor_due(const struct acceptor *acceptor)
@@ -188,12 +185,11 @@ void acceptor_expire(struct acceptor *acceptor, usec_t now)
         log_error("cannot watch the listening socket: %s", strerror(errno));
 }
 
-void acceptor_stop(struct acceptor *acceptor, usec_t now)
+void acceptor_stop(struct acceptor *acceptor)
 {
     struct connection *connection, *next;
     char byte;
 
-    acceptor_accept(acceptor, now);
     acceptor->stopping = true;
     unwatch_listener(acceptor);
     for (connection = TAILQ_FIRST(&acceptor->lists[CONNECTION_IDLE]); connection;
@@ -237,6 +233,10 @@ static bool decode(struct connection *connection, const unsigned char *bytes, si
         return open_request_file(acceptor) && false;
     }
     request->ipcFd = connection->fd;
+    /* Only what answering takes is kept, so that the next request finds this memory warm. */
+    FCGX_FreeStream(&request->in);
+    FCGX_FClose(request->err);
+    FCGX_FreeStream(&request->err);
     return true;
 }
 
@@ -304,6 +304,18 @@ static const char *read_records(struct connection *connection, size_t length)
     return trouble;
 }
 
+/* Has epoll announce what comes, and that the peer leaves. A connection that is answered and closed
+ * at once never needs it. */
+static bool watch(struct connection *connection)
+{
+    struct epoll_event event = {.events = EPOLLIN | EPOLLRDHUP, .data.ptr = connection};
+
+    if (!connection->watched)
+        connection->watched =
+            epoll_ctl(connection->acceptor->epoll_fd, EPOLL_CTL_ADD, connection->fd, &event) == 0;
+    return connection->watched;
+}
+
 static enum connection_event drop(struct connection *connection, const char *reason)
 {
     if (connection->owner)
@@ -312,29 +324,33 @@ static enum connection_event drop(struct connection *connection, const char *rea
     return CONNECTION_NOTHING;
 }
 
+/* Where the connection stands after all that has arrived was read. */
+static enum connection_event advance(struct connection *connection)
+{
+    bool was_open = connection->state == CONNECTION_OPEN;
+
+    if (connection->reader.phase == RECORD_PHASE_WHOLE) {
+        set_state(connection, CONNECTION_OPEN);
+        return was_open ? CONNECTION_NOTHING : CONNECTION_REQUEST;
+    }
+    set_state(
+        connection, record_is_between(&connection->reader) ? CONNECTION_IDLE : CONNECTION_READING);
+    return watch(connection) ? CONNECTION_NOTHING : drop(connection, "cannot be watched");
+}
+
 enum connection_event connection_read(struct connection *connection, usec_t now)
 {
     struct acceptor *acceptor = connection->acceptor;
-    bool was_open = connection->state == CONNECTION_OPEN;
     ssize_t length = recv(connection->fd, acceptor->buffer, sizeof acceptor->buffer, 0);
     const char *trouble;
 
     if (length < 0 && (errno == EAGAIN || errno == EINTR))
-        return CONNECTION_NOTHING;
+        return watch(connection) ? CONNECTION_NOTHING : drop(connection, "cannot be watched");
     if (length <= 0)
         return drop(connection, "closed by the peer");
     connection->heard = now;
     trouble = read_records(connection, (size_t)length);
-    if (trouble)
-        return drop(connection, trouble);
-    if (connection->reader.phase == RECORD_PHASE_WHOLE)
-        set_state(connection, CONNECTION_OPEN);
-    else if (record_is_between(&connection->reader))
-        set_state(connection, CONNECTION_IDLE);
-    else
-        set_state(connection, CONNECTION_READING);
-    return connection->state == CONNECTION_OPEN && !was_open ? CONNECTION_REQUEST
-                                                             : CONNECTION_NOTHING;
+    return trouble ? drop(connection, trouble) : advance(connection);
 }
 
 const char *connection_param(const struct connection *connection, const char *name)
@@ -342,10 +358,16 @@ const char *connection_param(const struct connection *connection, const char *na
     return FCGX_GetParam(name, connection->request.envp);
 }
 
-void connection_shed(struct connection *connection)
+static void shed(struct connection *connection)
 {
     FCGX_Free(&connection->request, 0);
     connection->request.envp = NULL;
+}
+
+bool connection_park(struct connection *connection)
+{
+    shed(connection);
+    return watch(connection);
 }
 
 /* What has been shed comes back, but for the parameters. */
@@ -363,16 +385,15 @@ static bool send_reply(struct connection *connection, const char *bytes, size_t 
 {
     FCGX_Request *request = &connection->request;
 
-    /* In this order: closing the last stream sends FCGI_END_REQUEST. */
-    return FCGX_PutStr(bytes, (int)length, request->out) >= 0 && FCGX_FClose(request->err) == 0 &&
-           FCGX_FClose(request->out) == 0;
+    /* Closing the last stream sends FCGI_END_REQUEST. */
+    return FCGX_PutStr(bytes, (int)length, request->out) >= 0 && FCGX_FClose(request->out) == 0;
 }
 
 void connection_reply(struct connection *connection, const char *bytes, size_t length, usec_t now)
 {
     bool sent = reopen(connection) && send_reply(connection, bytes, length);
 
-    connection_shed(connection);
+    shed(connection);
     record_next(&connection->reader);
     connection->owner = NULL;
     connection->heard = now;
@@ -380,8 +401,10 @@ void connection_reply(struct connection *connection, const char *bytes, size_t l
         connection_close(connection, "peer does not read");
     else if (!connection->reader.keep || connection->acceptor->stopping)
         connection_close(connection, "answered");
-    else
+    else if (watch(connection))
         set_state(connection, CONNECTION_IDLE);
+    else
+        connection_close(connection, "cannot be watched");
 }
 
 void connection_close(struct connection *connection, const char *reason)
@@ -389,7 +412,7 @@ void connection_close(struct connection *connection, const char *reason)
     struct acceptor *acceptor = connection->acceptor;
 
     log_debug("connection %d: %s", connection->fd, reason);
-    connection_shed(connection);
+    shed(connection);
     record_forget(&connection->reader);
     TAILQ_REMOVE(&acceptor->lists[connection->state], connection, link);
     close(connection->fd);

@@ -31,14 +31,16 @@ enum connection_event {
 
 /*
  * Makes libfcgi ready and adds the listening socket to the epoll instance, with data.ptr = NULL;
- * each connection will be added with data.ptr = the connection. Both descriptors stay the caller's,
- * the listening socket is set non-blocking. NULL, with a line in the log, if that can't be done.
+ * connections that are waited for are added with data.ptr = the connection. Both descriptors stay
+ * the caller's, the listening socket is set non-blocking. NULL, with a line in the log, if that
+ * can't be done.
  */
 struct acceptor *acceptor_open(int epoll_fd, int listen_fd);
 
-/* Accepts what is waiting, up to a bound: the rest is announced again. When descriptors run out,
- * accepting pauses for a second, and the log says so. */
-void acceptor_accept(struct acceptor *acceptor, usec_t now);
+/* Accepts one connection, which is then to be read: its request may have arrived with it. NULL if
+ * none waits. When descriptors run out, accepting pauses for a second, and the log says so. */
+struct connection *acceptor_accept(struct acceptor *acceptor, usec_t now)
+    __attribute__((warn_unused_result));
 
 /* When acceptor_expire() has something to do next, USEC_NEVER if not at all. */
 usec_t acceptor_due(const struct acceptor *acceptor);
@@ -47,9 +49,9 @@ usec_t acceptor_due(const struct acceptor *acceptor);
  */
 void acceptor_expire(struct acceptor *acceptor, usec_t now);
 
-/* Accepts what still waits, then no more, and closes the connections that are between two requests.
+/* Accepts no more, and closes the connections that are between two requests.
  * The others close when their request is answered. */
-void acceptor_stop(struct acceptor *acceptor, usec_t now);
+void acceptor_stop(struct acceptor *acceptor);
 
 /* How many connections are open. */
 size_t acceptor_count(const struct acceptor *acceptor);
@@ -57,16 +59,16 @@ size_t acceptor_count(const struct acceptor *acceptor);
 /* Closes all connections and frees everything. The caller has no request open any more. */
 void acceptor_close(struct acceptor *acceptor);
 
-/* Reads what has arrived on a connection that epoll has announced. */
+/* Reads what has arrived on a connection that was accepted or that epoll has announced. */
 enum connection_event connection_read(struct connection *connection, usec_t now);
 
 /* A meta-variable of the open request, NULL if it has none of this name. Valid until the request is
- * shed or answered. */
+ * parked or answered. */
 const char *connection_param(const struct connection *connection, const char *name);
 
-/* Frees what libfcgi holds of the open request, nine tenths of its memory. It can still be
- * answered. */
-void connection_shed(struct connection *connection);
+/* The open request will wait: frees what libfcgi holds of it, nine tenths of its memory, and has
+ * epoll announce when the peer leaves. It can still be answered. False if that can't be done. */
+bool connection_park(struct connection *connection);
 
 /* Answers the open request with these bytes, which make up a CGI response (RFC 3875, section 6),
  * and ends it. The connection is closed then, unless the peer wants to keep it. */

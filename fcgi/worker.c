@@ -17,6 +17,7 @@
 #include "waiting.h"
 
 #define EVENTS_AT_ONCE 256
+#define ACCEPT_AT_ONCE 64
 /* A request that waits on a busy database is looked after so often. */
 #define RECHECK (100 * USEC_PER_MS)
 /* How long open requests have to end after SIGTERM. */
@@ -142,8 +143,9 @@ static void add_request(struct worker *worker, struct connection *connection,
     request->connection = connection;
     request->head = head;
     connection_set_owner(connection, request);
+    /* Nobody knows how long this takes. */
     if (lookup_away(worker->lookup))
-        connection_shed(connection);
+        connection_park(connection);
 }
 
 static void begin_request(struct worker *worker, struct connection *connection, usec_t now)
@@ -195,6 +197,18 @@ static void handle_connection(struct worker *worker, struct connection *connecti
     }
 }
 
+/* Accepts what waits, up to a bound: epoll announces the rest again. */
+static void accept_connections(struct worker *worker, usec_t now)
+{
+    for (int i = 0; i < ACCEPT_AT_ONCE; i++) {
+        struct connection *connection = acceptor_accept(worker->acceptor, now);
+
+        if (!connection)
+            return;
+        handle_connection(worker, connection, now);
+    }
+}
+
 static void answer_all(
     struct worker *worker, struct waiter_list *list, const struct lookup_answer *found, usec_t now)
 {
@@ -219,12 +233,11 @@ static void answer_or_park(
         if (waiter->state != WAITER_ASKED)
             continue;
         if (!room || waiter->deadline <= now || is_stopping(worker) ||
-            found->status == SESSION_NO_INSTANCE) {
+            found->status == SESSION_NO_INSTANCE ||
+            !connection_park(((struct request *)waiter)->connection))
             answer(worker, waiter, kind_of(found->status), found->order_id, now);
-            continue;
-        }
-        waiting_park(worker->waiting, waiter);
-        connection_shed(((struct request *)waiter)->connection);
+        else
+            waiting_park(worker->waiting, waiter);
     }
 }
 
@@ -329,7 +342,8 @@ static void begin_stopping(struct worker *worker, usec_t now)
         return;
     log_debug("stopping with %zu connections open", acceptor_count(worker->acceptor));
     worker->stop_due = now + STOP_GRACE;
-    acceptor_stop(worker->acceptor, now);
+    accept_connections(worker, now);
+    acceptor_stop(worker->acceptor);
     while ((waiter = waiting_any_parked(worker->waiting)))
         answer_known(worker, waiter, now);
 }
@@ -378,7 +392,7 @@ static bool turn(struct worker *worker, const sigset_t *unblocked)
             handle_connection(worker, events[i].data.ptr, now);
     }
     if (incoming && !is_stopping(worker))
-        acceptor_accept(worker->acceptor, now);
+        accept_connections(worker, now);
     acceptor_expire(worker->acceptor, now);
     handle_lookup(worker, lookup_step(worker->lookup, announced, now), now);
     handle_alarms(worker, now);
