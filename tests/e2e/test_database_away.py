@@ -1,0 +1,305 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""A database that is stopped, hangs, throws the program out, or does not let it read."""
+
+import time
+
+import pytest
+
+from client import assert_error, assert_order
+from layouts import ddl, make_merchant
+from merchant import Merchant, new_session, new_url
+from servers import ROOT, Postgres, make_shop, wait_until
+
+DB_TIMEOUT = 500
+SLACK = 1.0
+OPTIONS = ("--db-timeout", str(DB_TIMEOUT), "--poll-interval", "100")
+TROUBLE = "database|connect|server|terminat|cancel|statement"
+
+
+@pytest.fixture(scope="module")
+def postgres():
+    """A cluster that may be stopped without others being disturbed."""
+    with Postgres() as cluster:
+        yield cluster
+
+
+@pytest.fixture(scope="module")
+def database(postgres):
+    return make_shop(postgres, "shop")
+
+
+@pytest.fixture(scope="module")
+def merchant(postgres, database):
+    return Merchant(postgres, "shop")
+
+
+@pytest.fixture
+def pool(postgres, start_pool):
+    """One worker that gives up on the database after half a second; the database is there again afterwards."""
+    pool = start_pool(*OPTIONS)
+    pool.expect(TROUBLE)
+    yield pool
+    postgres.resume()
+    if not postgres.running():
+        postgres.start()
+
+
+def wait_until_served(pool, session=None, url=None):
+    wait_until(lambda: pool.fcgi.ask(session or new_session(), url or new_url()).status != 500, 8, "an answer again")
+
+
+def assert_fails(pool, **options):
+    answer = pool.fcgi.ask(new_session(), new_url(), **options)
+    assert_error(answer, 500, 53)
+    return answer
+
+
+# Stopped
+
+def test_a_new_request_waits_a_little_and_fails(postgres, pool):
+    wait_until_served(pool)
+    postgres.stop()
+    for _ in range(3):
+        assert DB_TIMEOUT / 1000 - 0.1 <= assert_fails(pool).seconds < DB_TIMEOUT / 1000 + SLACK
+    postgres.start()
+    wait_until_served(pool)
+
+
+def test_a_new_request_lives_through_a_restart(postgres, start_pool, merchant):
+    pool = start_pool("--db-timeout", "10000")
+    pool.expect(TROUBLE)
+    session, url = new_session(), new_url()
+    order = merchant.contract(session, url, paid=True)
+    wait_until_served(pool)
+    postgres.stop()
+    waiting = pool.fcgi.later(session, url)
+    time.sleep(0.5)
+    postgres.start()
+    assert_order(waiting.result(), 200, order)
+
+
+def test_answers_that_need_no_database(postgres, pool):
+    postgres.stop()
+    assert_error(pool.fcgi.get("/sessions/s3cr3t"), 400, 25, "fulfillment_url")
+    assert_error(pool.fcgi.get("/orders"), 404, 21)
+    assert pool.fcgi.get("/sessions/s3cr3t", method="OPTIONS").status == 204
+
+
+def test_started_before_the_database(postgres, start_pool, merchant):
+    session, url = new_session(), new_url()
+    order = merchant.contract(session, url, paid=True)
+    postgres.stop()
+    pool = start_pool(*OPTIONS, workers=2)
+    pool.expect(TROUBLE)
+    assert_fails(pool)
+    postgres.start()
+    wait_until_served(pool, session, url)
+    assert_order(pool.fcgi.ask(session, url), 200, order)
+
+
+@pytest.mark.parametrize("mode", ["fast", "immediate"])
+def test_those_who_wait_live_through_a_restart(postgres, pool, merchant, mode):
+    session, url = new_session(), new_url()
+    order = merchant.contract(session, url)
+    waiting = pool.fcgi.later(session, url, timeout_ms=20000)
+    unknown = pool.fcgi.later(new_session(), new_url(), timeout_ms=4000)
+    postgres.stop(mode)
+    time.sleep(3 * DB_TIMEOUT / 1000)
+    assert not waiting.done()
+    postgres.start()
+    merchant.pay(order)
+    assert_order(waiting.result(), 200, order)
+    answer = unknown.result()
+    assert_error(answer, 404, 2038)
+    assert answer.seconds >= 4
+
+
+def test_still_away_at_the_deadline(postgres, pool):
+    waiting = pool.fcgi.later(new_session(), new_url(), timeout_ms=1500)
+    postgres.stop()
+    answer = waiting.result()
+    assert_error(answer, 500, 53)
+    assert 1.5 <= answer.seconds < 1.5 + DB_TIMEOUT / 1000 + SLACK
+
+
+def test_a_new_request_that_would_wait(postgres, pool):
+    """It came when the database was away already."""
+    postgres.stop()
+    time.sleep(0.2)
+    answer = assert_fails(pool, timeout_ms=1500)
+    assert DB_TIMEOUT / 1000 - 0.1 <= answer.seconds < 1.5 + DB_TIMEOUT / 1000 + SLACK
+
+
+def test_stopping_while_the_database_is_away(postgres, pool):
+    waiting = pool.fcgi.later(new_session(), new_url(), timeout_ms=20000)
+    postgres.stop()
+    time.sleep(0.3)
+    assert pool.stop() == 0
+    assert waiting.result(1).status in (404, 500)
+
+
+# Hanging
+
+def test_a_machine_that_hangs(postgres, pool, merchant):
+    session, url = new_session(), new_url()
+    order = merchant.contract(session, url)
+    waiting = pool.fcgi.later(session, url, timeout_ms=20000)
+    postgres.pause()
+    for _ in range(3):
+        assert assert_fails(pool).seconds < DB_TIMEOUT / 1000 + SLACK
+    assert not waiting.done()
+    postgres.resume()
+    merchant.pay(order)
+    assert_order(waiting.result(), 200, order)
+    wait_until_served(pool)
+
+
+def test_stopping_while_the_database_hangs(postgres, pool):
+    waiting = pool.fcgi.later(new_session(), new_url(), timeout_ms=20000)
+    postgres.pause()
+    time.sleep(0.2)
+    assert pool.stop() == 0
+    assert waiting.result(1).status in (404, 500)
+
+
+def test_a_table_that_is_locked(postgres, pool, merchant):
+    """A statement that does not answer is cancelled, and does not stay behind in the server."""
+    session, url = new_session(), new_url()
+    order = merchant.contract(session, url, paid=True)
+    wait_until_served(pool)
+    with postgres.session("shop") as other:
+        other.run("BEGIN; LOCK TABLE merchant.merchant_contract_terms")
+        for _ in range(3):
+            assert assert_fails(pool).seconds < DB_TIMEOUT / 1000 + SLACK
+        wait_until(lambda: connections(merchant, "AND wait_event_type = 'Lock'") <= 1, 2, "an end of old statements")
+        assert connections(merchant) <= 1
+    wait_until_served(pool, session, url)
+    assert_order(pool.fcgi.ask(session, url), 200, order)
+
+
+def connections(merchant, condition=""):
+    return int(merchant.sql(f"SELECT count(*) FROM pg_stat_activity WHERE usename = 'merchant-sessions' {condition}"))
+
+
+# Thrown out
+
+def test_a_connection_that_is_terminated(pool, merchant):
+    session, url = new_session(), new_url()
+    order = merchant.contract(session, url, paid=True)
+    for _ in range(3):
+        assert_order(pool.fcgi.ask(session, url), 200, order)
+        merchant.sql("SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE usename = 'merchant-sessions'")
+    assert_order(pool.fcgi.ask(session, url), 200, order)
+
+
+def test_the_database_is_not_pestered(postgres, pool):
+    """Pauses between attempts grow from 100 ms."""
+    wait_until_served(pool)
+    postgres.stop()
+    before = len(pool.log_lines())
+    time.sleep(3)
+    assert len(pool.log_lines()) - before <= 8, pool.log_lines()
+
+
+def test_no_database_of_that_name(postgres, start_pool):
+    pool = start_pool(*OPTIONS, database=postgres.conninfo("nowhere"))
+    pool.expect(TROUBLE)
+    assert_fails(pool)
+    assert pool.logged("nowhere")
+
+
+def test_connections_say_whose_they_are(pool, merchant):
+    wait_until_served(pool)
+    names = merchant.sql("SELECT application_name FROM pg_stat_activity WHERE usename = 'merchant-sessions'").split("\n")
+    assert names and all(name.startswith("merchant-sessions") for name in names)
+
+
+# Rights and tables
+
+COLUMNS = {
+    "merchant_instances": ["merchant_serial", "merchant_id"],
+    "merchant_contract_terms": ["order_serial", "merchant_serial", "order_id", "creation_time", "paid", "fulfillment_url",
+                                "session_id"],
+    "merchant_orders": ["order_serial", "merchant_serial", "order_id", "creation_time", "fulfillment_url", "session_id"],
+}
+
+
+@pytest.fixture(scope="module")
+def readable(postgres):
+    """A merchant whose rights are taken away and given back."""
+    merchant = make_merchant(postgres, "rights", instances=("shop",))
+    return merchant, postgres.conninfo("rights")
+
+
+@pytest.mark.parametrize("table", COLUMNS)
+def test_a_table_that_may_not_be_read(postgres, start_pool, readable, table):
+    merchant, database = readable
+    session, url = new_session(), new_url()
+    order = merchant.contract(session, url, paid=True)
+    merchant.sql(f'REVOKE SELECT ({", ".join(COLUMNS[table])}) ON {table} FROM "merchant-sessions"')
+    pool = start_pool(*OPTIONS, database=database)
+    pool.expect(table)
+    assert_fails(pool)
+    assert pool.logged(f"(error|warning): .*{table}"), pool.log_lines()
+    postgres.psql_file(ROOT / "sql/role.sql", "rights")
+    wait_until_served(pool, session, url)
+    assert_order(pool.fcgi.ask(session, url), 200, order)
+
+
+@pytest.mark.parametrize("table,column", [("merchant_contract_terms", "paid"), ("merchant_instances", "merchant_id")])
+def test_a_column_that_may_not_be_read(postgres, start_pool, readable, table, column):
+    merchant, database = readable
+    merchant.sql(f'REVOKE SELECT ({column}) ON {table} FROM "merchant-sessions"')
+    pool = start_pool(*OPTIONS, database=database)
+    pool.expect(table)
+    assert_fails(pool)
+    assert pool.logged(f"{column}.*{table}|{table}.*{column}"), pool.log_lines()
+    postgres.psql_file(ROOT / "sql/role.sql", "rights")
+    wait_until_served(pool)
+
+
+def test_rights_that_are_taken_away_meanwhile(postgres, start_pool, readable):
+    merchant, database = readable
+    session, url = new_session(), new_url()
+    order = merchant.contract(session, url)
+    pool = start_pool(*OPTIONS, database=database)
+    pool.expect("merchant_contract_terms|" + TROUBLE)
+    waiting = pool.fcgi.later(session, url, timeout_ms=20000)
+    merchant.sql('REVOKE SELECT (paid) ON merchant_contract_terms FROM "merchant-sessions"')
+    assert_fails(pool)
+    assert not waiting.done()
+    postgres.psql_file(ROOT / "sql/role.sql", "rights")
+    merchant.pay(order)
+    assert_order(waiting.result(), 200, order)
+
+
+def test_tables_that_are_not_there_yet(postgres, start_pool):
+    postgres.psql("CREATE DATABASE empty")
+    pool = start_pool(*OPTIONS, database=postgres.conninfo("empty"))
+    pool.expect("merchant_")
+    assert_fails(pool)
+    assert pool.logged("(error|warning): .*merchant_"), pool.log_lines()
+    postgres.psql(ddl(), "empty")
+    postgres.psql_file(ROOT / "sql/role.sql", "empty")
+    Merchant(postgres, "empty").instance("shop")
+    wait_until_served(pool)
+    assert_error(pool.fcgi.ask(new_session(), new_url()), 404, 2038)
+
+
+def test_a_column_that_is_not_there(postgres, start_pool):
+    merchant = make_merchant(postgres, "strange", instances=("shop",))
+    merchant.sql("ALTER TABLE merchant_contract_terms DROP session_id")
+    pool = start_pool(*OPTIONS, database=postgres.conninfo("strange"))
+    pool.expect("merchant_contract_terms")
+    assert_fails(pool)
+    assert pool.logged("session_id.*merchant_contract_terms|merchant_contract_terms.*session_id"), pool.log_lines()
+
+
+@pytest.mark.parametrize("statement", ["SELECT contract_terms FROM merchant_contract_terms", "SELECT * FROM merchant_orders",
+                                       "SELECT claim_token FROM merchant_orders",
+                                       "UPDATE merchant_contract_terms SET paid = true",
+                                       "DELETE FROM merchant_orders", "INSERT INTO merchant_instances DEFAULT VALUES",
+                                       "CREATE TABLE merchant_toys ()"])
+def test_what_the_role_may_not_do(postgres, database, statement):
+    with pytest.raises(RuntimeError, match="permission denied"):
+        postgres.psql(f"SET search_path = merchant; {statement}", "shop", user="merchant-sessions")

@@ -1,0 +1,160 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""A lookup reads the index and never a whole table, whatever the planner believes of 100,000 contracts."""
+
+import itertools
+import json
+import time
+
+import pytest
+
+from client import assert_error, assert_order
+from layouts import make_merchant
+from merchant import MARKER, new_session, new_url
+from servers import ROOT, wait_until
+
+INDEX = "merchant_contract_terms_by_merchant_session_and_fulfillment"
+COLUMNS = ("merchant_serial", "fulfillment_url", "session_id")
+CONTRACTS = 100_000
+PAYWALL = f"https://shop.example/{MARKER}/paywall"
+
+# Seconds that the program keeps a plan.
+PLAN_AGE = 10
+
+_database = itertools.count()
+
+
+@pytest.fixture(scope="module", params=[*itertools.product((False, True), (True, False))],
+                ids=lambda case: f"{'analysed' if case[0] else 'no statistics'}-{'2023' if case[1] else '2022'}")
+def big(request, postgres):
+    """100,000 contracts, with statistics or without, in the layout of 2023 or of 2022."""
+    analysed, offers_have_session = request.param
+    merchant = make_merchant(postgres, f"big{next(_database)}", instances=("admin", "shop", "other"),
+                             offers_have_session=offers_have_session)
+    fill(merchant)
+    if analysed:
+        merchant.sql("ANALYZE")
+    yield merchant
+    postgres.psql(f'DROP DATABASE "{merchant.db}" WITH (FORCE)')
+
+
+def fill(merchant):
+    """Half of the contracts are for articles, half for one paywall: the worst for an index that begins with the URL."""
+    merchant.sql(f"""
+        INSERT INTO merchant_contract_terms (order_serial, merchant_serial, order_id, contract_terms, h_contract_terms,
+                    creation_time, pay_deadline, refund_deadline, paid, fulfillment_url, session_id, claim_token)
+        SELECT {CONTRACTS} + n, merchant_serial, '{MARKER}-' || n, '', sha512(('contract ' || n)::bytea), n, n, 0, n % 3 > 0,
+               CASE WHEN n % 2 = 0 THEN '{PAYWALL}' ELSE 'https://shop.example/{MARKER}/' || n END,
+               CASE WHEN n % 5 = 0 THEN '' ELSE '{MARKER}-' || n END, substr(sha256(''), 1, 16)
+          FROM generate_series(1, {CONTRACTS}) AS n, merchant_instances WHERE merchant_id = 'shop'""")
+
+
+def statement(merchant):
+    return ROOT / "sql" / ("lookup.sql" if merchant.offers_have_session else "lookup-contracts.sql")
+
+
+def prepare(merchant, hashjoin="off"):
+    """A session as the program has it, with its own SQL."""
+    return f"""
+        PREPARE settings (text, text, text) AS {(ROOT / "sql/session.sql").read_text()};
+        EXECUTE settings ('merchant', '3000', '{hashjoin}');
+        PREPARE lookup (text[], text[], text[], bool[]) AS {statement(merchant).read_text()};
+    """
+
+
+def keys(count):
+    instances, urls, sessions = ["shop"] * count, [PAYWALL] * count, [f"{MARKER}-{n}" for n in range(count)]
+    arrays = ["ARRAY['" + "','".join(values) + "']" for values in (instances, urls, sessions)]
+    return ", ".join([*arrays, f"array_fill(true, ARRAY[{count}])"])
+
+
+def nodes(plan):
+    yield plan
+    for child in plan.get("Plans", []):
+        yield from nodes(child)
+
+
+def explain(run, count):
+    """Plan nodes, from psql's output that has the answers of the settings before it."""
+    output = run(f"EXPLAIN (ANALYZE, FORMAT JSON) EXECUTE lookup ({keys(count)});")
+    plan, = json.loads(output[output.index("[\n"):])
+    return list(nodes(plan["Plan"]))
+
+
+def assert_index_is_used(found):
+    scans = [node for node in found if node.get("Relation Name") == "merchant_contract_terms" or node.get("Index Name") == INDEX]
+    assert scans
+    for scan in scans:
+        assert scan["Node Type"] in ("Index Scan", "Index Only Scan", "Bitmap Index Scan", "Bitmap Heap Scan"), scan
+        if "Index Name" in scan:
+            assert scan["Index Name"] == INDEX, scan
+            assert all(column in scan.get("Index Cond", "") for column in COLUMNS), scan
+        assert scan.get("Rows Removed by Filter", 0) <= 1, scan
+    assert any("Index Name" in scan for scan in scans)
+
+
+@pytest.mark.parametrize("count", [1, 256])
+def test_plan(big, count):
+    found = explain(lambda sql: big.sql(prepare(big) + sql), count)
+    assert_index_is_used(found)
+    assert not [node for node in found if node["Node Type"] == "Seq Scan"]
+
+
+@pytest.mark.parametrize("count", [1, 256])
+def test_plan_without_an_index_on_offers(big, count):
+    """The offers are read as a whole then, once for all keys; the contracts are not."""
+    drop = "BEGIN; DROP INDEX IF EXISTS merchant_orders_by_merchant_session_and_fulfillment;"
+    assert_index_is_used(explain(lambda sql: big.sql(drop + prepare(big, "on") + sql), count))
+
+
+@pytest.mark.parametrize("offers_have_session", [True, False])
+@pytest.mark.parametrize("analysed", [True, False])
+def test_plan_made_when_the_tables_were_empty(postgres, analysed, offers_have_session):
+    """A merchant starts with nothing, and the pool's connection lives on for months: its plans are made anew."""
+    merchant = make_merchant(postgres, f"young{next(_database)}", instances=("admin", "shop"),
+                             offers_have_session=offers_have_session)
+    if analysed:
+        merchant.sql("ANALYZE")
+    with postgres.session(merchant.db) as session:
+        session.run("SET search_path = merchant;" + prepare(merchant))
+        session.run(f"EXECUTE lookup ({keys(1)})")
+        fill(merchant)
+        session.run((ROOT / "sql/replan.sql").read_text())
+        assert_index_is_used(explain(session.run, 256))
+
+
+def counts(merchant):
+    """Of merchant_contract_terms: scans of the whole table, scans of the index, rows that these have read."""
+    return tuple(map(int, merchant.sql(f"""
+        SELECT t.seq_scan, i.idx_scan, i.idx_tup_read FROM pg_stat_user_tables t JOIN pg_stat_user_indexes i USING (relid)
+         WHERE t.relname = 'merchant_contract_terms' AND i.indexrelname = '{INDEX}'""").split("|")))
+
+
+def assert_program_uses_the_index(merchant, pool):
+    session, url = new_session(), new_url()
+    order = merchant.contract(session, url, paid=True)
+    before = counts(merchant)
+    for _ in range(20):
+        assert_order(pool.fcgi.ask(session, url), 200, order)
+        assert_error(pool.fcgi.ask(new_session(), PAYWALL), 404, 2038)
+    assert_error(pool.fcgi.ask(new_session(), PAYWALL, timeout_ms=500), 404, 2038)
+    pool.stop()  # a backend tells its counts at the latest when it ends
+    wait_until(lambda: merchant.sql("SELECT count(*) FROM pg_stat_activity WHERE datname = current_database() "
+                                    "AND usename = 'merchant-sessions'") == "0", 5, "the end of the backend")
+    whole, by_index, rows = (after - earlier for after, earlier in zip(counts(merchant), before))
+    assert whole == 0
+    assert by_index >= 40
+    assert rows <= by_index
+
+
+def test_the_program_uses_the_index(postgres, big, start_pool):
+    assert_program_uses_the_index(big, start_pool("--poll-interval", "50", database=postgres.conninfo(big.db)))
+
+
+def test_the_program_forgets_the_plan_of_an_empty_table(postgres, start_pool):
+    merchant = make_merchant(postgres, f"young{next(_database)}", instances=("admin", "shop"))
+    merchant.sql("ANALYZE")
+    pool = start_pool("--poll-interval", "50", database=postgres.conninfo(merchant.db))
+    assert_error(pool.fcgi.ask(new_session(), PAYWALL), 404, 2038)
+    fill(merchant)
+    time.sleep(PLAN_AGE)
+    assert_program_uses_the_index(merchant, pool)

@@ -1,0 +1,376 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""FastCGI on the raw socket: what a web server may send, and what only somebody hostile would."""
+
+import random
+import struct
+import time
+
+import pytest
+
+import fastcgi
+from client import assert_error, target
+from conftest import CheckedPool
+from fastcgi import (ABORT_REQUEST, AUTHORIZER, BEGIN_REQUEST, CANT_MPX_CONN, DATA, END_REQUEST, FILTER, GET_VALUES,
+                     GET_VALUES_RESULT, PARAMS, REQUEST_COMPLETE, STDIN, STDOUT, UNKNOWN_ROLE, UNKNOWN_TYPE)
+from merchant import new_session, new_url
+
+SILENCE = 5
+
+
+@pytest.fixture(scope="module")
+def pool(program, database):
+    with CheckedPool(program, "--workers", "1", "--poll-interval", "100", database=database) as started:
+        assert_error(started.fcgi.ask(new_session(), new_url()), 404, 2038)
+        yield started
+
+
+@pytest.fixture
+def worker(pool):
+    """A pool of one worker, which must be the same after the test, and serve."""
+    before = pool.workers()
+    yield pool
+    assert_error(pool.fcgi.ask(new_session(), new_url()), 404, 2038)
+    assert pool.workers() == before
+    pool.check_log()
+
+
+@pytest.fixture
+def connection(worker):
+    with fastcgi.Connection(worker.connect_to) as opened:
+        yield opened
+
+
+def variables(**more):
+    return fastcgi.variables(target(new_session(), new_url(), "shop"), **more)
+
+
+def unknown(reply):
+    assert (reply.status, reply.protocol_status, reply.app_status) == (404, REQUEST_COMPLETE, 0)
+    return True
+
+
+# What a web server may send
+
+def test_closing_without_keep(connection):
+    connection.send(fastcgi.request(variables()))
+    assert unknown(connection.reply())
+    assert connection.seconds_until_closed() < 1
+
+
+def test_keeping(connection):
+    for id in (1, 1, 2, 65535, 1):
+        connection.send(fastcgi.request(variables(), id=id, keep=True))
+        assert unknown(connection.reply(id))
+
+
+def test_keeping_until_told_otherwise(connection):
+    connection.send(fastcgi.request(variables(), keep=True))
+    assert unknown(connection.reply())
+    connection.send(fastcgi.request(variables(), keep=False))
+    assert unknown(connection.reply())
+    assert connection.seconds_until_closed() < 1
+
+
+def test_hundred_requests_on_a_connection(connection):
+    for _ in range(100):
+        connection.send(fastcgi.request(variables(), keep=True))
+        assert unknown(connection.reply())
+
+
+def test_byte_by_byte(connection):
+    for byte in fastcgi.request(variables(), keep=True):
+        connection.send(bytes([byte]))
+    assert unknown(connection.reply())
+
+
+def test_record_by_record(connection):
+    content = fastcgi.pairs(variables())
+    for piece in (fastcgi.begin(), fastcgi.record(PARAMS, content), fastcgi.record(PARAMS), fastcgi.record(STDIN)):
+        connection.send(piece)
+        time.sleep(0.05)
+    assert unknown(connection.reply())
+
+
+def test_parameters_in_tiny_records(connection):
+    content = fastcgi.pairs(variables())
+    connection.send(fastcgi.begin(), *[fastcgi.record(PARAMS, content[at:at + 1]) for at in range(len(content))],
+                    fastcgi.record(PARAMS), fastcgi.record(STDIN))
+    assert unknown(connection.reply())
+
+
+@pytest.mark.parametrize("padding", [1, 7, 255])
+def test_padding(connection, padding):
+    connection.send(fastcgi.record(BEGIN_REQUEST, struct.pack("!HB5x", 1, 0), padding=padding),
+                    fastcgi.record(PARAMS, fastcgi.pairs(variables()), padding=padding),
+                    fastcgi.record(PARAMS, padding=padding), fastcgi.record(STDIN, b"body", padding=padding),
+                    fastcgi.record(STDIN, padding=padding))
+    assert unknown(connection.reply())
+
+
+def test_long_form_of_short_lengths(connection):
+    content = b""
+    for name, value in variables().items():
+        name, value = name.encode(), value.encode()
+        content += struct.pack("!II", len(name) | 0x80000000, len(value) | 0x80000000) + name + value
+    connection.send(fastcgi.begin(), fastcgi.stream(PARAMS, content), fastcgi.record(STDIN))
+    assert unknown(connection.reply())
+
+
+def test_as_many_parameters_as_are_allowed(connection):
+    many = {f"HTTP_X_{number:04}": "v" * 40 for number in range(1200)}
+    assert 60_000 < len(fastcgi.pairs(variables(**many))) < 65_000
+    connection.send(fastcgi.request(variables(**many)))
+    assert unknown(connection.reply())
+
+
+def test_body_of_many_records(connection):
+    connection.send(fastcgi.request(variables(), body=b"x" * 2**20, keep=True))
+    assert unknown(connection.reply())
+    connection.send(fastcgi.request(variables(), keep=True))
+    assert unknown(connection.reply())
+
+
+def test_body_that_comes_late(connection):
+    connection.send(fastcgi.begin(keep=True), fastcgi.stream(PARAMS, fastcgi.pairs(variables(method="POST"))))
+    for _ in range(3):
+        time.sleep(0.1)
+        connection.send(fastcgi.record(STDIN, b"x" * 1000))
+    connection.send(fastcgi.record(STDIN))
+    reply = connection.reply()
+    assert (reply.status, reply.headers["Allow"]) == (405, "GET, HEAD, OPTIONS")
+    connection.send(fastcgi.request(variables()))
+    assert unknown(connection.reply())
+
+
+def variables_are_asked(names):
+    return fastcgi.record(GET_VALUES, fastcgi.pairs([(name, "") for name in names]), id=0)
+
+
+KNOWN = ["FCGI_MAX_CONNS", "FCGI_MAX_REQS", "FCGI_MPXS_CONNS"]
+
+
+@pytest.mark.parametrize("names", [["FCGI_MPXS_CONNS"], KNOWN, [*KNOWN, "FCGI_UNKNOWN", "", "s3cr3t"], ["FCGI_UNKNOWN"], [],
+                                   KNOWN * 4, ["FCGI_MPXS_CONNS"] * 200, ["x" * 300], ["FCGI_MPXS_CONNS_"]], ids=str)
+def test_get_values(connection, names):
+    connection.send(variables_are_asked(names))
+    got = connection.read()
+    assert (got.type, got.id) == (GET_VALUES_RESULT, 0)
+    values = fastcgi.read_pairs(got.content)
+    assert set(values) <= set(KNOWN) & set(names)
+    assert values.get("FCGI_MPXS_CONNS") == ("0" if "FCGI_MPXS_CONNS" in names else None)
+    connection.send(fastcgi.request(variables()))
+    assert unknown(connection.reply())
+
+
+@pytest.mark.parametrize("kind", [0, 12, 100, 255])
+def test_unknown_management_record(connection, kind):
+    connection.send(fastcgi.record(kind, b"x" * 20, id=0, padding=4))
+    assert connection.read() == (UNKNOWN_TYPE, 0, bytes([kind]) + bytes(7))
+    connection.send(fastcgi.request(variables()))
+    assert unknown(connection.reply())
+
+
+def test_management_records_by_the_hundred(connection):
+    for _ in range(100):
+        connection.send(fastcgi.record(99, b"x" * 1000, id=0), variables_are_asked(KNOWN))
+        assert connection.read().type == UNKNOWN_TYPE
+        assert connection.read().type == GET_VALUES_RESULT
+
+
+def parked(keep=True, id=1, timeout_ms=20000):
+    uri = target(new_session(), new_url(), "shop", timeout_ms)
+    return fastcgi.request(fastcgi.variables(uri), id=id, keep=keep)
+
+
+def test_a_second_request_while_one_waits(connection):
+    connection.send(parked(id=1, timeout_ms=700))
+    time.sleep(0.1)
+    connection.send(fastcgi.request(variables(), id=2, keep=True))
+    refused = connection.read()
+    assert (refused.type, refused.id) == (END_REQUEST, 2)
+    assert refused.content[4] == CANT_MPX_CONN
+    assert unknown(connection.reply(id=1))
+    connection.send(fastcgi.request(variables(), id=3, keep=True))
+    assert unknown(connection.reply(id=3))
+
+
+def test_a_second_request_within_the_first(connection):
+    whole, cut = fastcgi.request(variables(), keep=True), len(fastcgi.begin())
+    connection.send(whole[:cut], fastcgi.begin(id=2), whole[cut:])
+    refused = connection.read()
+    assert (refused.type, refused.id, refused.content[4]) == (END_REQUEST, 2, CANT_MPX_CONN)
+    assert unknown(connection.reply(id=1))
+
+
+def ended_or_closed(connection):
+    got = connection.read()
+    while got is not None and got.type == STDOUT:
+        got = connection.read()
+    return got is None or got.type == END_REQUEST
+
+
+def test_abort_of_a_request_that_waits(connection):
+    connection.send(parked())
+    time.sleep(0.1)
+    begun = time.monotonic()
+    connection.send(fastcgi.abort())
+    assert ended_or_closed(connection)
+    assert time.monotonic() - begun < 1
+
+
+def test_abort_of_half_a_request(connection):
+    connection.send(fastcgi.begin(keep=True), fastcgi.record(PARAMS, fastcgi.pairs(variables())), fastcgi.abort())
+    assert ended_or_closed(connection)
+
+
+def test_abort_of_nothing(connection):
+    connection.send(fastcgi.abort(), fastcgi.abort(id=7))
+
+
+@pytest.mark.parametrize("role", [AUTHORIZER, FILTER, 0, 4, 65535])
+def test_other_roles(connection, role):
+    connection.send(fastcgi.request(variables(), role=role))
+    got = connection.read()
+    assert (got.type, got.id, got.content[4]) == (END_REQUEST, 1, UNKNOWN_ROLE)
+    assert connection.seconds_until_closed() < 1
+
+
+# What only somebody hostile would send
+
+def request_with(content):
+    return fastcgi.begin(), fastcgi.stream(PARAMS, content), fastcgi.record(STDIN)
+
+
+ROOM = b"x" * 200
+CLOSED = {
+    "HTTP": [b"GET /sessions/s3cr3t HTTP/1.1\r\nHost: shop.example\r\n\r\n"],
+    "version 0": [fastcgi.record(BEGIN_REQUEST, struct.pack("!HB5x", 1, 0), version=0)],
+    "version 2": [fastcgi.record(BEGIN_REQUEST, struct.pack("!HB5x", 1, 0), version=2)],
+    "version in mid-request": [fastcgi.begin(), fastcgi.record(PARAMS, b"", version=3)],
+    "short begin": [fastcgi.record(BEGIN_REQUEST, struct.pack("!HB4x", 1, 0))],
+    "long begin": [fastcgi.record(BEGIN_REQUEST, struct.pack("!HB6x", 1, 0))],
+    "empty begin": [fastcgi.record(BEGIN_REQUEST)],
+    "huge begin": [fastcgi.record(BEGIN_REQUEST, bytes(65535))],
+    "lengths near 2^31": request_with(struct.pack("!II", 0xfffffffe, 0xfffffffe) + ROOM),
+    "name near 2^31": request_with(struct.pack("!IB", 0xffffffff, 1) + ROOM),
+    "value near 2^31": request_with(struct.pack("!BI", 1, 0xffffffff) + ROOM),
+    "lengths that add up to 2^32": request_with(struct.pack("!II", 0xffffffff, 0xffffffff) + ROOM),
+    "cut in the lengths": request_with(fastcgi.pairs({"A": "B"}) + b"\x80\0"),
+    "cut before the value's length": request_with(fastcgi.pairs({"A": "B"}) + b"\x05"),
+    "cut in the name": request_with(fastcgi.pairs({"A": "B"}) + b"\x05\x05ab"),
+    "cut in the value": request_with(fastcgi.pairs({"A": "B"}) + b"\x01\x05ab"),
+    "cut after the lengths": request_with(fastcgi.pairs({"A": "B"}) + b"\x01\x05"),
+    "one value of 66 KiB": request_with(fastcgi.pairs({"A": "x" * 66 * 1024})),
+    "parameters of 70 KiB": request_with(fastcgi.pairs({f"NAME_{number}": "x" * 1000 for number in range(70)})),
+    "parameters of 2 MiB": [fastcgi.begin(), *[fastcgi.record(PARAMS, fastcgi.pairs({"A": "x" * 60000}))] * 35],
+}
+
+
+@pytest.mark.parametrize("name", CLOSED)
+def test_is_closed(connection, name):
+    try:
+        connection.send(*CLOSED[name])
+    except (BrokenPipeError, ConnectionResetError):
+        pass
+    assert connection.seconds_until_closed() < 2
+
+
+@pytest.mark.parametrize("name", CLOSED)
+def test_is_closed_on_a_kept_connection(connection, name):
+    connection.send(fastcgi.request(variables(), keep=True))
+    assert unknown(connection.reply())
+    try:
+        connection.send(*CLOSED[name])
+    except (BrokenPipeError, ConnectionResetError):
+        pass
+    assert connection.seconds_until_closed() < 2
+
+
+SURVIVED = {
+    "nothing": [b""],
+    "a byte": [b"\1"],
+    "zeros": [bytes(1000)],
+    "ones": [b"\1" * 1000],
+    "noise": [random.Random(2).randbytes(5000)],
+    "parameters before begin": [fastcgi.record(PARAMS, fastcgi.pairs({"A": "B"}))],
+    "body before begin": [fastcgi.record(STDIN, b"x" * 100)],
+    "body before parameters": [fastcgi.begin(), fastcgi.stream(STDIN, b"body"), fastcgi.stream(PARAMS, b"")],
+    "another id": [fastcgi.begin(id=1), fastcgi.record(PARAMS, fastcgi.pairs({"A": "B"}), id=2), fastcgi.record(STDIN, id=3)],
+    "id 0": [fastcgi.request({"A": "B"}, id=0)],
+    "begin a thousand times": [fastcgi.begin(id=number) for number in range(1, 1000)],
+    "the same id twice": [fastcgi.begin(), fastcgi.begin(), fastcgi.begin()],
+    "no parameters": request_with(b""),
+    "data": [fastcgi.begin(), fastcgi.record(DATA, b"x" * 100)],
+    "output": [fastcgi.begin(), fastcgi.record(STDOUT, b"x"), fastcgi.record(END_REQUEST, bytes(8))],
+    "unknown type": [fastcgi.begin(), fastcgi.record(77, b"x" * 100)],
+    "abort with content": [fastcgi.begin(), fastcgi.record(ABORT_REQUEST, b"x" * 100)],
+    "management in mid-request": [fastcgi.begin(), fastcgi.record(77, b"x" * 100, id=0),
+                                  fastcgi.record(GET_VALUES, fastcgi.pairs({name: "" for name in KNOWN}), id=0)],
+    "values cut": [fastcgi.record(GET_VALUES, b"\x0fFCGI", id=0)],
+    "values near 2^31": [fastcgi.record(GET_VALUES, struct.pack("!II", 0xfffffffe, 0xfffffffe) + ROOM, id=0)],
+    "values of 64 KiB": [fastcgi.record(GET_VALUES, bytes(65535), id=0)],
+    "parameters after their end": [*request_with(fastcgi.pairs({"A": "B"})), fastcgi.record(PARAMS, fastcgi.pairs({"C": "D"}))],
+    "body after its end": [fastcgi.request({"A": "B"}, keep=True), fastcgi.record(STDIN, b"more")],
+    "NUL in names": request_with(fastcgi.pairs({"REQUEST_URI\0": "/\0", "\0": "\0"})),
+    "= in names": request_with(fastcgi.pairs({"A=B": "C", "=": "", "REQUEST_METHOD=GET": "x"})),
+    "ten thousand empty pairs": request_with(bytes(20000)),
+    "the same name again and again": request_with(fastcgi.pairs([("REQUEST_URI", "/sessions/s3cr3t")] * 1000)),
+}
+
+
+@pytest.mark.parametrize("name", SURVIVED)
+def test_is_survived(connection, name):
+    try:
+        connection.send(*SURVIVED[name])
+        connection.socket.shutdown(1)
+        while connection.socket.recv(65536):
+            pass
+    except (BrokenPipeError, ConnectionResetError):
+        pass
+
+
+def test_mutations(worker):
+    """A good request in which bytes are changed, doubled or lost."""
+    chance = random.Random(20)
+    good = fastcgi.request(variables(), body=b"body")
+    for _ in range(600):
+        bad = bytearray(good)
+        for _ in range(chance.randint(1, 4)):
+            at = chance.randrange(len(bad))
+            bad[at:at + chance.randint(0, 2)] = chance.randbytes(chance.randint(0, 2))
+        with fastcgi.Connection(worker.connect_to) as connection:
+            try:
+                connection.send(bytes(bad))
+                connection.socket.shutdown(1)
+                while connection.socket.recv(65536):
+                    pass
+            except (BrokenPipeError, ConnectionResetError):
+                pass
+
+
+def test_leaving_in_mid_request(worker):
+    whole = fastcgi.request(variables(), body=b"body")
+    for length in range(0, len(whole), 5):
+        with fastcgi.Connection(worker.connect_to) as connection:
+            connection.send(whole[:length])
+
+
+# Silence
+
+def test_silence(worker):
+    """In mid-request it ends the connection; between requests it does not."""
+    whole = fastcgi.request(variables(), body=b"body", keep=True)
+    silent = [fastcgi.Connection(worker.connect_to) for _ in range(4)]
+    for connection, length in zip(silent, (3, len(fastcgi.begin()), len(whole) // 2, len(whole) - 1)):
+        connection.send(whole[:length])
+    with fastcgi.Connection(worker.connect_to) as kept:
+        kept.send(fastcgi.request(variables(), keep=True))
+        assert unknown(kept.reply())
+        begun = time.monotonic()
+        for connection in silent:
+            assert connection.read() is None
+            assert SILENCE - 0.5 < time.monotonic() - begun < SILENCE + 2
+            connection.close()
+        time.sleep(SILENCE + 2.5 - (time.monotonic() - begun))
+        kept.send(fastcgi.request(variables(), keep=True))
+        assert unknown(kept.reply())

@@ -1,0 +1,87 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""The log, at its most verbose, while everything goes wrong, says nothing of who buys what."""
+
+import os
+import signal
+import subprocess
+import time
+
+import fastcgi
+from client import target
+from conftest import CheckedPool
+from merchant import MARKER, new_session, new_url
+from servers import Postgres, make_shop
+
+
+def test_verbose_log(start_pool, merchant):
+    pool = start_pool("--verbose", "--poll-interval", "50", "--max-waiting", "1")
+    pool.expect("")
+    session, url = new_session(), new_url()
+    order = merchant.contract(session, url)
+    waiting = pool.fcgi.later(session, url, timeout_ms=5000)
+    pool.fcgi.ask(new_session(), new_url(), timeout_ms=100)
+    merchant.pay(order)
+    assert waiting.result().status == 200
+    pool.fcgi.ask(session, url, instance=MARKER)
+    pool.fcgi.get(f"/sessions/{MARKER}%zz?fulfillment_url={MARKER}")
+    pool.fcgi.get(f"/{MARKER}", method=MARKER)
+    pool.fcgi.get(f"/sessions/{MARKER}?fulfillment_url=%ff{MARKER}&timeout_ms={MARKER}")
+    for hostile in (b"GET /sessions/s3cr3t HTTP/1.1\r\n\r\n", fastcgi.begin() + fastcgi.record(fastcgi.PARAMS, b"\x7f" + b"s3cr3t" * 9)):
+        with fastcgi.Connection(pool.connect_to) as connection:
+            connection.send(hostile)
+    os.kill(pool.workers()[0], signal.SIGKILL)
+    time.sleep(0.5)
+    pool.fcgi.ask(session, url)
+    assert pool.logged(" debug: ")
+
+
+def test_failing_lookups(program):
+    """A message of the database may quote the values that it could not take."""
+    with Postgres() as postgres:
+        database = make_shop(postgres, "shop")
+        with CheckedPool(program, "-v", "-w", "1", "--db-timeout", "300", database=database) as pool:
+            pool.expect("")
+            session, url = new_session(), new_url()
+            assert pool.fcgi.ask(session, url).status == 404
+            for breakage in ("ALTER TABLE merchant.merchant_contract_terms ALTER session_id DROP DEFAULT, "
+                             "ALTER session_id TYPE int USING 0",
+                             "DROP TABLE merchant.merchant_orders CASCADE"):
+                postgres.psql(breakage, "shop")
+                assert pool.fcgi.ask(session, url, timeout_ms=100).status == 500
+            postgres.stop("immediate")
+            assert pool.fcgi.ask(session, url, timeout_ms=100).status == 500
+
+
+def test_password(program):
+    for conninfo in (f"host=/nowhere dbname=x password={MARKER}", f"postgresql://user:{MARKER}@127.0.0.1:1/x"):
+        with CheckedPool(program, "-v", "-w", "1", "--db-timeout", "300", database=conninfo) as pool:
+            pool.expect("")
+            assert pool.fcgi.ask(new_session(), new_url()).status == 500
+
+
+def test_password_that_is_refused(program, postgres, database):
+    conninfo = postgres.conninfo("shop", user="nobody-of-that-name") + f" password={MARKER}"
+    with CheckedPool(program, "-v", "-w", "1", "--db-timeout", "300", database=conninfo) as pool:
+        pool.expect("")
+        assert pool.fcgi.ask(new_session(), new_url()).status == 500
+        assert pool.logged("nobody-of-that-name")
+
+
+def test_a_conninfo_that_is_malformed(program, tmp_path):
+    done = subprocess.run([program, "-l", tmp_path / "sock", "-d", f"password={MARKER} nonsense"], capture_output=True, text=True,
+                          timeout=10)
+    assert done.returncode == 64
+    assert MARKER not in done.stderr + done.stdout
+
+
+def test_nothing_is_said_per_request(start_pool):
+    """At the default level the log is the same after many requests as after one."""
+    pool = start_pool()
+    uris = [target(new_session(), new_url(), "shop"), target(new_session(), new_url(), "unknown"), "/sessions/a",
+            "/orders", target("", ""), target(new_session(), new_url(), "shop", "x")]
+    assert pool.fcgi.get(uris[0]).status == 404
+    before = pool.log_lines()
+    for uri in uris * 20:
+        pool.fcgi.get(uri)
+        pool.fcgi.get(uri, method="POST")
+    assert pool.log_lines() == before

@@ -1,0 +1,427 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""Private servers for the tests and the bench: PostgreSQL, nginx and the pool.
+
+Each is a context manager with a temporary directory of its own, and is gone
+with everything it made when the block ends, or the process does:
+
+    with Postgres() as postgres:
+        shop = make_shop(postgres, "shop")
+        with Pool(program, "--workers", "1", database=shop) as pool, \\
+             Nginx(http=upstream(pool.socket), server=location()) as nginx:
+            ... requests to 127.0.0.1:nginx.port ...
+            assert pool.stop() == 0
+"""
+
+import glob
+import os
+import pathlib
+import pwd
+import shutil
+import signal
+import socket
+import subprocess
+import tempfile
+import time
+
+ROOT = pathlib.Path(__file__).resolve().parent.parent
+ROLE = "merchant-sessions"
+
+
+def wait_until(condition, seconds=10, what="condition"):
+    """Poll until `condition()` is true and return its value."""
+    deadline = time.monotonic() + seconds
+    while True:
+        value = condition()
+        if value:
+            return value
+        if time.monotonic() > deadline:
+            raise TimeoutError(f"{what}: not within {seconds} s")
+        time.sleep(0.02)
+
+
+def free_port():
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
+
+
+def start(command, user=None, pdeathsig="TERM", **options):
+    """Start a process that dies with this one, as another user if we are root."""
+    prefix = ["setpriv", "--pdeathsig", pdeathsig]
+    if user and os.geteuid() == 0:
+        account = pwd.getpwnam(user)
+        prefix += ["--reuid", str(account.pw_uid), "--regid", str(account.pw_gid), "--clear-groups"]
+    return subprocess.Popen([*prefix, "--", *map(str, command)],
+                            stdin=options.pop("stdin", subprocess.DEVNULL), **options)
+
+
+class Server:
+    """A process and its temporary directory; `log` is where its standard error goes."""
+
+    def __init__(self, name):
+        self.name = name
+        self.process = None
+        self.directory = pathlib.Path(tempfile.mkdtemp(prefix=f"{name}-"))
+        self.directory.chmod(0o755)
+        self.log = self.directory / f"{name}.log"
+
+    def __enter__(self):
+        try:
+            self.start()
+        except BaseException:
+            self.__exit__()
+            raise
+        return self
+
+    def __exit__(self, *_):
+        if self.running():
+            self.process.kill()
+            self.process.wait()
+        shutil.rmtree(self.directory, ignore_errors=True)
+
+    def running(self):
+        return self.process is not None and self.process.poll() is None
+
+    def log_lines(self):
+        return self.log.read_text(errors="replace").splitlines() if self.log.exists() else []
+
+    def wait_ready(self, ready):
+        def answer():
+            if not self.running():
+                raise RuntimeError(f"{self.name} ended: " + "\n".join(self.log_lines()))
+            return ready()
+        wait_until(answer, what=f"{self.name} ready")
+
+
+class Postgres(Server):
+    """A cluster of its own: Unix socket in `directory`, TCP on 127.0.0.1:`port`, trust authentication.
+
+    Autovacuum is off, so statistics are there only when somebody runs ANALYZE.
+    `settings` overrides anything of postgresql.conf.
+    """
+
+    SUPERUSER = "postgres"
+    STOP = {"smart": signal.SIGTERM, "fast": signal.SIGINT, "immediate": signal.SIGQUIT}
+
+    def __init__(self, **settings):
+        super().__init__("postgres")
+        self.bin = pathlib.Path(max(glob.glob("/usr/lib/postgresql/*/bin"), key=lambda path: int(path.split("/")[-2])))
+        self.account = next((name for name in ("postgres", "nobody") if _account_exists(name)), None)
+        self.port = free_port()
+        self.data = self.directory / "data"
+        self.settings = {"autovacuum": "off", "fsync": "off", "full_page_writes": "off", "max_connections": 100,
+                         **settings}
+        if os.geteuid() == 0:
+            shutil.chown(self.directory, self.account)
+        self._initdb()
+
+    def _initdb(self):
+        with open(self.log, "ab") as log:
+            init = start([self.bin / "initdb", "-D", self.data, "-U", self.SUPERUSER, "-A", "trust", "-E", "UTF8",
+                          "--locale=C.UTF-8", "--no-sync", "--no-instructions"],
+                         user=self.account, cwd=self.directory, stdout=log, stderr=log)
+        if init.wait() != 0:
+            lines = self.log_lines()
+            self.__exit__()
+            raise RuntimeError("initdb failed: " + "\n".join(lines))
+
+    def __exit__(self, *_):
+        self.resume()
+        self.stop("immediate")
+        super().__exit__()
+
+    def start(self):
+        options = {"listen_addresses": "127.0.0.1", "port": self.port, "unix_socket_directories": self.directory,
+                   **self.settings}
+        command = [self.bin / "postgres", "-D", self.data]
+        for name, value in options.items():
+            command += ["-c", f"{name}={value}"]
+        with open(self.log, "ab") as log:
+            self.process = start(command, user=self.account, pdeathsig="INT", cwd=self.directory,
+                                 stdout=log, stderr=log)
+        self.wait_ready(self._accepts)
+
+    def stop(self, mode="fast"):
+        if self.running():
+            self.process.send_signal(self.STOP[mode])
+            self.process.wait(20)
+
+    def restart(self, mode="fast"):
+        self.stop(mode)
+        self.start()
+
+    def pause(self):
+        """Stop answering without closing anything, as a machine that hangs does."""
+        self._signal_all(signal.SIGSTOP)
+
+    def resume(self):
+        self._signal_all(signal.SIGCONT)
+
+    def _signal_all(self, number):
+        if self.running():
+            for pid in [self.process.pid, *children(self.process.pid)]:
+                _kill(pid, number)
+
+    def _accepts(self):
+        return subprocess.run([self.bin / "pg_isready", "-q", "-h", self.directory, "-p", str(self.port)]).returncode == 0
+
+    def _psql(self, db, user, variables=()):
+        command = [self.bin / "psql", "-X", "-q", "-A", "-t", "-v", "ON_ERROR_STOP=1", "-h", self.directory,
+                   "-p", str(self.port), "-U", user or self.SUPERUSER, "-d", db]
+        for name, value in dict(variables).items():
+            command += ["-v", f"{name}={value}"]
+        return command
+
+    def psql(self, sql, db="postgres", user=None):
+        """Run SQL text and return what psql prints, unaligned, without its last newline."""
+        return self._run(self._psql(db, user) + ["-f", "-"], sql)
+
+    def psql_file(self, path, db, **variables):
+        """Run a script as an operator would, with psql variables."""
+        return self._run(self._psql(db, None, variables) + ["-f", path], None)
+
+    @staticmethod
+    def _run(command, sql):
+        done = subprocess.run(command, input=sql, capture_output=True, text=True)
+        if done.returncode != 0:
+            raise RuntimeError(done.stderr)
+        return done.stdout.rstrip("\n")
+
+    def session(self, db):
+        """A psql that stays, to hold a transaction open."""
+        return Session(self._psql(db, None))
+
+    def conninfo(self, db, user=ROLE, tcp=False):
+        host = "127.0.0.1" if tcp else self.directory
+        return f"host={host} port={self.port} dbname={db} user={user}"
+
+
+class Session:
+    """`run(sql)` in one session; leaving the block ends it, and rolls back."""
+
+    def __init__(self, command):
+        self.process = start(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_):
+        self.process.stdin.close()
+        self.process.wait()
+        self.process.stdout.close()
+
+    def run(self, sql):
+        end = "-- end --"
+        self.process.stdin.write(f"{sql};\n\\echo {end}\n")
+        self.process.stdin.flush()
+        lines = []
+        while (line := self.process.stdout.readline()) != f"{end}\n":
+            if not line:
+                raise RuntimeError(f"psql ended: {sql}")
+            lines.append(line.rstrip("\n"))
+        return "\n".join(lines)
+
+
+def make_shop(postgres, db):
+    """Create the example shop's database and the program's role; return the conninfo for the program."""
+    postgres.psql(f'CREATE DATABASE "{db}"')
+    postgres.psql_file(ROOT / "conf/example.sql", db)
+    postgres.psql_file(ROOT / "sql/role.sql", db)
+    return postgres.conninfo(db)
+
+
+class Nginx(Server):
+    """nginx on 127.0.0.1:`port`. `http` goes into http{} (upstreams), `server` into server{} (locations)."""
+
+    def __init__(self, http="", server="", workers=1):
+        super().__init__("nginx")
+        self.port = free_port()
+        self.config = self.directory / "nginx.conf"
+        self.config.write_text(self._configuration(http, server, workers))
+
+    def _configuration(self, http, server, workers):
+        paths = "\n".join(f"{kind}_temp_path {self.directory}/{kind};"
+                          for kind in ("client_body", "proxy", "fastcgi", "uwsgi", "scgi"))
+        # As root it would turn into another user, who may not open the pool's socket.
+        user = "user root root;" if os.geteuid() == 0 else ""
+        return f"""
+            {user}
+            daemon off;
+            worker_processes {workers};
+            worker_rlimit_nofile 8192;
+            pid {self.directory}/nginx.pid;
+            error_log {self.log} error;
+            events {{ worker_connections 4096; }}
+            http {{
+                access_log off;
+                {paths}
+                {http}
+                server {{
+                    listen 127.0.0.1:{self.port} backlog=2048;
+                    {server}
+                }}
+            }}
+        """
+
+    def start(self):
+        nginx = shutil.which("nginx", path="/usr/sbin:/usr/local/sbin:/usr/bin")
+        with open(self.log, "ab") as log:
+            self.process = start([nginx, "-p", self.directory, "-e", self.log, "-c", self.config],
+                                 stdout=log, stderr=log)
+        self.wait_ready(lambda: _connects(("127.0.0.1", self.port)))
+
+    def stop(self):
+        if self.running():
+            self.process.terminate()
+            self.process.wait(10)
+
+    def __exit__(self, *_):
+        self.stop()
+        super().__exit__()
+
+
+SOCKET_OF_OPERATORS = "/run/merchant-sessions/merchant-sessions.sock"
+
+
+def upstream(socket_path, file="conf/nginx-upstream.conf"):
+    """The shipped upstream, pointed at a pool of ours."""
+    return _shipped(file).replace(SOCKET_OF_OPERATORS, str(socket_path))
+
+
+def location(file="conf/nginx-location.conf"):
+    """The shipped location, as it stands."""
+    return _shipped(file)
+
+
+def _shipped(file):
+    return (ROOT / file).read_text()
+
+
+class Pool(Server):
+    """The program, listening on `socket`, its standard error in `log`.
+
+    `by` is how it gets its socket: "listen" (--listen), "spawn-fcgi", or
+    "descriptor" (a listening socket as descriptor 0). `address` replaces the
+    Unix socket of "listen" by HOST:PORT. `env` is added to the environment.
+    """
+
+    def __init__(self, program, *options, database=None, by="listen", address=None, env=None):
+        super().__init__("merchant-sessions")
+        self.program = pathlib.Path(program).resolve()
+        self.options = ["--database", database, *options] if database else list(options)
+        self.by = by
+        self.address = address
+        self.socket = address or self.directory / "pool.sock"
+        self.env = {**os.environ, "UBSAN_OPTIONS": "print_stacktrace=1", **(env or {})}
+
+    def start(self):
+        with open(self.log, "ab") as log:
+            self.process = getattr(self, "_start_by_" + self.by.replace("-", "_"))(log)
+        self.wait_ready(lambda: _connects(self.connect_to))
+
+    @property
+    def connect_to(self):
+        """What socket.connect() takes."""
+        if not self.address:
+            return str(self.socket)
+        host, port = self.address.rsplit(":", 1)
+        return host.strip("[]"), int(port)
+
+    def _start(self, command, log, **options):
+        return start(command, env=self.env, cwd=self.directory, start_new_session=True,
+                     stdout=log, stderr=log, **options)
+
+    def _start_by_listen(self, log):
+        return self._start([self.program, "--listen", self.socket, *self.options], log)
+
+    def _start_by_spawn_fcgi(self, log):
+        return self._start(["spawn-fcgi", "-n", "-s", self.socket, "--", self.program, *self.options], log)
+
+    def _start_by_descriptor(self, log):
+        with socket.socket(socket.AF_UNIX) as listener:
+            listener.bind(str(self.socket))
+            listener.listen(1024)
+            return self._start([self.program, *self.options], log, stdin=listener)
+
+    @property
+    def pid(self):
+        return self.process.pid
+
+    def workers(self):
+        """The pids of the workers; the process itself where it has none, or not yet: once it has answered they are there."""
+        return children(self.pid) or [self.pid]
+
+    def send(self, number):
+        self.process.send_signal(number)
+
+    def stop(self, number=signal.SIGTERM, within=2):
+        """Stop it and return its exit status; no worker may outlive it."""
+        self.send(number)
+        status = self.process.wait(within)
+        left = _group(self.pid)
+        assert not left, f"processes outlive the pool: {left}"
+        return status
+
+    def __exit__(self, *_):
+        if self.process:
+            try:
+                os.killpg(self.pid, signal.SIGKILL)
+            except ProcessLookupError:
+                pass
+        super().__exit__()
+
+
+def children(pid):
+    """Pids of the living children of a process."""
+    try:
+        listed = pathlib.Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
+    except FileNotFoundError:
+        return []
+    return [int(child) for child in listed if state(child) not in ("Z", None)]
+
+
+def _group(pgid):
+    members = []
+    for stat in glob.glob("/proc/[0-9]*/stat"):
+        fields = _stat(stat)
+        if fields and fields[0] != "Z" and int(fields[2]) == pgid:
+            members.append(int(stat.split("/")[2]))
+    return members
+
+
+def state(pid):
+    """The state of a process as ps has it: R, S, T, Z …; None where there is none."""
+    fields = _stat(f"/proc/{pid}/stat")
+    return fields and fields[0]
+
+
+def _stat(path):
+    """The fields of a stat file after the command: state, parent, process group …"""
+    try:
+        with open(path, encoding="ascii", errors="replace") as stat:
+            return stat.read().rpartition(")")[2].split()
+    except (FileNotFoundError, ProcessLookupError):
+        return None
+
+
+def _kill(pid, number):
+    try:
+        os.kill(pid, number)
+    except ProcessLookupError:
+        pass
+
+
+def _account_exists(name):
+    try:
+        return bool(pwd.getpwnam(name))
+    except KeyError:
+        return False
+
+
+def _connects(address):
+    with socket.socket(socket.AF_UNIX if isinstance(address, str) else socket.AF_INET) as probe:
+        try:
+            probe.connect(address)
+            return True
+        except OSError:
+            return False

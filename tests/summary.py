@@ -1,0 +1,57 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""summary.py BUILD: what was skipped and what failed in the last `meson test`, and the count of all tests.
+
+Exits with 1 if anything failed, or nothing ran.
+"""
+
+import collections
+import json
+import pathlib
+import re
+import sys
+import xml.etree.ElementTree
+
+PASSED, FAILED, SKIPPED = "passed", "failed", "skipped"
+TAP = re.compile(r"^(not )?ok \d+(?: - )?(.*)$", re.MULTILINE)
+
+
+def tap_results(program, output):
+    for failed, name in TAP.findall(output):
+        yield FAILED if failed else PASSED, f"{program}: {name}", ""
+
+
+def junit_results(path):
+    for case in xml.etree.ElementTree.parse(path).iter("testcase"):
+        name = f"{case.get('classname')}: {case.get('name')}"
+        outcome = {child.tag: child.get("message", "") for child in case}
+        if "skipped" in outcome:
+            yield SKIPPED, name, outcome["skipped"]
+        else:
+            yield FAILED if outcome.keys() & {"failure", "error"} else PASSED, name, ""
+
+
+def results(build):
+    for line in (build / "meson-logs/testlog.json").read_text().splitlines():
+        test = json.loads(line)
+        name = test["name"].split(" / ")[-1]
+        junit = build / f"tests/{name}.xml"
+        found = list(junit_results(junit) if junit.exists() else tap_results(name, test["stdout"]))
+        yield from found
+        # A program may die before it tells which test has failed.
+        if test["result"] != "OK" and not any(outcome == FAILED for outcome, *_ in found):
+            yield FAILED, name, test["result"]
+
+
+def main():
+    found = list(results(pathlib.Path(sys.argv[1])))
+    for name in [name for outcome, name, _ in found if outcome == FAILED]:
+        print(f"failed: {name}")
+    skipped = collections.Counter(reason for outcome, _, reason in found if outcome == SKIPPED)
+    for reason, number in skipped.items():
+        print(f"skipped: {number}, because {reason}")
+    count = {wanted: sum(1 for outcome, *_ in found if outcome == wanted) for wanted in (PASSED, FAILED)}
+    print(f"{count[PASSED]} passed, {count[FAILED]} failed")
+    sys.exit(count[FAILED] > 0 or count[PASSED] == 0)
+
+
+main()
