@@ -5,24 +5,24 @@
 #include <stdlib.h>
 #include <string.h>
 
-/* Polling may take one part in so many of the time. */
-#define POLL_SHARE 10
+/* After polling, so many times as long without it, */
+#define POLL_REST 9
+/* but no more than so many intervals: one slow batch must not stop it for long. */
+#define POLL_REST_MAX 10
 /* What is due within this part of the interval is polled together: a batch costs less than its keys
  * one by one. */
 #define POLL_GRAINS 16
-/* How much of the cost of earlier batches counts when a new one is added. */
-#define COST_MEMORY 0.9
 
 TAILQ_HEAD(watch_list, watch);
 
 struct waiting {
     void *watches; /* a tree by key, of tsearch(3): no choice of keys makes it slow */
-    size_t watch_count, parked_count;
+    size_t parked_count;
     struct watch_list queue, polls;
     struct heap alarms;
     usec_t poll_interval;
-    double cost, charged; /* microseconds spent on polling, and watches polled; fading */
-    bool fresh_last;      /* the last batch was not of polls */
+    usec_t rest_until; /* no polling before */
+    bool fresh_last;   /* the last batch was not of polls */
 };
 
 static int compare_keys(const void *left, const void *right)
@@ -88,7 +88,6 @@ static struct watch *find_watch(struct waiting *waiting, const struct session_ke
         free(watch);
         return NULL;
     }
-    waiting->watch_count++;
     return watch;
 }
 
@@ -123,7 +122,6 @@ static void tidy(struct waiting *waiting, struct watch *watch)
     if (watch->in_batch || !TAILQ_EMPTY(&watch->asking) || !TAILQ_EMPTY(&watch->parked))
         return;
     tdelete(watch, &waiting->watches, compare_keys);
-    waiting->watch_count--;
     free(watch->order_id);
     free(watch);
 }
@@ -233,14 +231,17 @@ static void take(struct waiting *waiting, struct watch *watch)
     waiter->state = WAITER_ASKED;
 }
 
-/* When the watch that was looked up first is due for polling; USEC_NEVER if none is parked. */
+/* When the watch that was looked up first is to be polled; USEC_NEVER if none is parked. */
 static usec_t poll_due(const struct waiting *waiting)
 {
     const struct watch *first = TAILQ_FIRST(&waiting->polls);
-    usec_t interval = waiting_interval(waiting);
-    usec_t grain = usec_max(interval / POLL_GRAINS, 1);
+    usec_t grain = usec_max(waiting->poll_interval / POLL_GRAINS, 1);
+    usec_t due;
 
-    return first ? (first->looked_up + interval + grain - 1) / grain * grain : USEC_NEVER;
+    if (!first)
+        return USEC_NEVER;
+    due = (first->looked_up + waiting->poll_interval + grain - 1) / grain * grain;
+    return usec_max(due, waiting->rest_until);
 }
 
 size_t waiting_take(
@@ -291,16 +292,7 @@ void waiting_settle(struct waiting *waiting, struct watch *watch, usec_t now)
     tidy(waiting, watch);
 }
 
-void waiting_charge(struct waiting *waiting, size_t watches, usec_t took)
+void waiting_charge(struct waiting *waiting, usec_t took, usec_t now)
 {
-    waiting->cost = waiting->cost * COST_MEMORY + (double)took;
-    waiting->charged = waiting->charged * COST_MEMORY + (double)watches;
-}
-
-usec_t waiting_interval(const struct waiting *waiting)
-{
-    double each = waiting->charged > 0 ? waiting->cost / waiting->charged : 0;
-    usec_t all = (usec_t)(each * (double)waiting->watch_count);
-
-    return usec_max(waiting->poll_interval, all * POLL_SHARE);
+    waiting->rest_until = now + usec_min(took * POLL_REST, waiting->poll_interval * POLL_REST_MAX);
 }

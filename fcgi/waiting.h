@@ -99,11 +99,10 @@ void waiting_learn(struct watch *watch, enum session_status status, const char *
  * again in the next one. The watch is gone after this if nobody waits for it. */
 void waiting_settle(struct waiting *waiting, struct watch *watch, usec_t now);
 
-/* Polling so many watches took the database so long. The poll interval stretches where polling all
- * that is parked would take more than a tenth of the time. */
-void waiting_charge(struct waiting *waiting, size_t watches, usec_t took);
-
-/* The present poll interval. */
-usec_t waiting_interval(const struct waiting *waiting);
+/* A batch of polls is over, and took the database so long. The next one has to wait nine times as
+ * long, but no more than ten poll intervals: polling takes at most a tenth of the time. What
+ * becomes due meanwhile makes the next batch larger, so where there is much to poll the interval
+ * stretches. */
+void waiting_charge(struct waiting *waiting, usec_t took, usec_t now);
 
 #endif

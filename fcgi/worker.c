@@ -266,7 +266,7 @@ static void settle_watch(
 static void settle_batch(struct worker *worker, usec_t now)
 {
     if (!worker->batch_fresh)
-        waiting_charge(worker->waiting, worker->batch_count, now - worker->batch_sent);
+        waiting_charge(worker->waiting, now - worker->batch_sent, now);
     for (size_t i = 0; i < worker->batch_count; i++) {
         struct lookup_answer found = lookup_answer(worker->lookup, i);
 

@@ -241,14 +241,16 @@ static void test_what_was_learned_is_kept(void **state)
     waiting_free(waiting);
 }
 
-static void test_interval_stretches_to_a_tenth(void **state)
+static void test_polling_takes_a_tenth_of_the_time(void **state)
 {
     struct waiting *waiting = waiting_new(INTERVAL);
     struct waiter *waiters = calloc(MANY, sizeof *waiters);
-    struct watch **batch = calloc(MANY, sizeof *batch);
-    bool fresh;
+    struct watch *batch[256];
     struct session_key key = key_a;
+    usec_t now = START, took = 0;
     char session[16];
+    size_t polled = 0;
+    bool fresh;
 
     (void)state;
     key.session = session;
@@ -256,22 +258,45 @@ static void test_interval_stretches_to_a_tenth(void **state)
         snprintf(session, sizeof session, "%zu", i);
         add(waiting, &waiters[i], &key);
     }
-    assert_true(waiting_interval(waiting) == INTERVAL);
-    /* 1 ms for 100 keys: 100 ms for all, so every 1,000 ms. */
-    waiting_charge(waiting, 100, USEC_PER_MS);
-    assert_true(waiting_interval(waiting) == USEC_PER_SEC);
-    /* Cheap ones let it shrink again, down to what was asked for. */
-    for (int i = 0; i < 100; i++)
-        waiting_charge(waiting, 100, 10);
-    assert_true(waiting_interval(waiting) == INTERVAL);
-    assert_int_equal(waiting_take(waiting, batch, MANY, &fresh, START), MANY);
-    look_up(waiting, batch, MANY, START);
+    for (size_t n; (n = waiting_take(waiting, batch, 256, &fresh, now)) > 0;)
+        look_up(waiting, batch, n, now);
     assert_int_equal(waiting_parked(waiting), MANY);
+    /* Five rounds of batches that take 2 ms each. */
+    while (polled < 5 * MANY) {
+        size_t n;
+
+        now = usec_max(now, waiting_take_due(waiting));
+        n = waiting_take(waiting, batch, 256, &fresh, now);
+        assert_true(n > 0 && !fresh);
+        now += 2 * USEC_PER_MS;
+        took += 2 * USEC_PER_MS;
+        waiting_charge(waiting, 2 * USEC_PER_MS, now);
+        look_up(waiting, batch, n, now);
+        polled += n;
+    }
+    assert_true(took * 10 <= now - START + 20 * USEC_PER_MS);
+    assert_true(took * 12 >= now - START);
     for (size_t i = 0; i < MANY; i++)
         waiting_remove(waiting, &waiters[i]);
     waiting_free(waiting);
     free(waiters);
-    free(batch);
+}
+
+static void test_one_slow_poll_does_not_stop_polling(void **state)
+{
+    struct waiting *waiting = waiting_new(INTERVAL);
+    struct waiter waiter = {0};
+    struct watch *batch[1];
+    bool fresh;
+
+    (void)state;
+    add(waiting, &waiter, &key_a);
+    waiting_take(waiting, batch, 1, &fresh, START);
+    look_up(waiting, batch, 1, START);
+    waiting_charge(waiting, 60 * USEC_PER_SEC, START);
+    assert_true(waiting_take_due(waiting) <= START + 10 * INTERVAL);
+    waiting_remove(waiting, &waiter);
+    waiting_free(waiting);
 }
 
 int main(void)
@@ -286,7 +311,8 @@ int main(void)
         cmocka_unit_test(test_failed_batch_is_asked_again),
         cmocka_unit_test(test_alarms),
         cmocka_unit_test(test_what_was_learned_is_kept),
-        cmocka_unit_test(test_interval_stretches_to_a_tenth),
+        cmocka_unit_test(test_polling_takes_a_tenth_of_the_time),
+        cmocka_unit_test(test_one_slow_poll_does_not_stop_polling),
     };
 
     return cmocka_run_group_tests(tests, NULL, NULL);
