@@ -74,9 +74,9 @@ static void say_layout(const struct layout *layout)
 
 static bool check_lookup(PGconn *connection, const struct layout *layout)
 {
-    const char *settings[] = {layout->schema, "0", "off"};
+    const char *settings[] = {layout->schema, "0"};
     const char *key[] = {"{\"\"}", "{https://example.com/}", "{merchant-sessions-check}"};
-    PGresult *set = PQexecParams(connection, sql_session, 3, NULL, settings, NULL, NULL, 0);
+    PGresult *set = PQexecParams(connection, sql_session, 2, NULL, settings, NULL, NULL, 0);
     PGresult *rows = PQexecParams(connection, layout_lookup(layout), 3, NULL, key, NULL, NULL, 0);
     bool ok = is_ok(set) && is_ok(rows);
 

@@ -91,5 +91,7 @@ bool layout_read(const PGresult *rows, struct layout *layout)
 
 const char *layout_lookup(const struct layout *layout)
 {
-    return layout->has_order_session ? sql_lookup : sql_lookup_contracts;
+    if (!layout->has_order_session)
+        return sql_lookup_contracts;
+    return layout->orders_indexed ? sql_lookup : sql_lookup_unindexed;
 }

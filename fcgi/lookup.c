@@ -277,14 +277,13 @@ static enum lookup_event layout_known(struct lookup *lookup, usec_t now)
 {
     struct layout *layout = &lookup->layout;
     char timeout[24];
-    const char *values[3] = {layout->schema, timeout, NULL};
+    const char *values[] = {layout->schema, timeout};
 
     if (!layout_read(lookup->result, layout))
         return give_up(lookup, now, "%s", layout->problem);
     snprintf(timeout, sizeof timeout, "%d", (int)(lookup->timeout / USEC_PER_MS));
-    values[2] = layout->has_order_session && !layout->orders_indexed ? "on" : "off";
     return begin(lookup, LOOKUP_SESSION,
-        PQsendQueryParams(lookup->connection, sql_session, 3, NULL, values, NULL, NULL, 0), now);
+        PQsendQueryParams(lookup->connection, sql_session, 2, NULL, values, NULL, NULL, 0), now);
 }
 
 static void log_connected(struct lookup *lookup)
