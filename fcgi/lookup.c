@@ -62,7 +62,8 @@ struct lookup {
     char trouble[300];   /* the last one that was logged, to say each only once */
     bool told_connected; /* likewise */
     struct bytes params[PARAMS];
-    size_t count; /* keys in the batch */
+    enum lookup_kind kind; /* of the batch */
+    size_t count;          /* keys in it */
     struct lookup_answer answers[LOOKUP_BATCH_MAX];
 };
 
@@ -320,29 +321,41 @@ static int64_t get_int8(const char *at)
     return (int64_t)((uint64_t)ntohl(high) << 32 | ntohl(low));
 }
 
-/* Puts one row (n, paid, order id) where it belongs; false if it isn't one. */
+/* The columns of the statements' rows; those of sql/poll.sql have only the first. */
+enum column { N, PAID, ORDER_ID, COLUMNS };
+
+/* The answer that a row is about, NULL if it is not about any. */
+static struct lookup_answer *find_answer(struct lookup *lookup, int row)
+{
+    const PGresult *rows = lookup->result;
+    int64_t n = PQgetlength(rows, row, N) == 8 ? get_int8(PQgetvalue(rows, row, N)) : 0;
+
+    return n >= 1 && (size_t)n <= lookup->count ? &lookup->answers[n - 1] : NULL;
+}
+
 static bool read_row(struct lookup *lookup, int row)
 {
     const PGresult *rows = lookup->result;
-    int64_t n = PQgetlength(rows, row, 0) == 8 ? get_int8(PQgetvalue(rows, row, 0)) : 0;
-    struct lookup_answer *answer;
+    struct lookup_answer *answer = find_answer(lookup, row);
 
-    if (n < 1 || (size_t)n > lookup->count || PQgetlength(rows, row, 1) != 1)
+    if (!answer)
         return false;
-    answer = &lookup->answers[n - 1];
-    if (PQgetisnull(rows, row, 2)) {
-        answer->status = SESSION_UNKNOWN;
+    answer->status = SESSION_PAID;
+    if (lookup->kind == LOOKUP_PAYMENT)
         return true;
-    }
-    answer->status = *PQgetvalue(rows, row, 1) ? SESSION_PAID : SESSION_UNPAID;
-    answer->order_id = PQgetvalue(rows, row, 2);
+    if (PQgetlength(rows, row, PAID) != 1)
+        return false;
+    if (*PQgetvalue(rows, row, PAID) == 0)
+        answer->status = PQgetisnull(rows, row, ORDER_ID) ? SESSION_UNKNOWN : SESSION_UNPAID;
+    if (answer->status != SESSION_UNKNOWN)
+        answer->order_id = PQgetvalue(rows, row, ORDER_ID);
     return true;
 }
 
 static enum lookup_event batch_done(struct lookup *lookup, usec_t now)
 {
-    if (PQnfields(lookup->result) != 3)
-        return give_up(lookup, now, "the lookup returned no rows of three columns");
+    if (PQnfields(lookup->result) != (lookup->kind == LOOKUP_PAYMENT ? 1 : COLUMNS))
+        return give_up(lookup, now, "the lookup returned rows of another shape");
     for (size_t i = 0; i < lookup->count; i++)
         lookup->answers[i] = (struct lookup_answer){.status = SESSION_NO_INSTANCE};
     for (int row = 0; row < PQntuples(lookup->result); row++)
@@ -500,6 +513,7 @@ enum lookup_event lookup_send(struct lookup *lookup, enum lookup_kind kind,
     const char *values[PARAMS];
     int lengths[PARAMS];
 
+    lookup->kind = kind;
     lookup->count = count;
     enter(lookup, LOOKUP_BUSY, now + lookup->timeout);
     if (!put_keys(lookup, keys, count))

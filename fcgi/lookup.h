@@ -27,7 +27,8 @@ enum lookup_kind {
 /* What is known of one key. */
 struct lookup_answer {
     enum session_status status; /* LOOKUP_PAYMENT: SESSION_PAID, or anything else for not paid */
-    const char *order_id;       /* NULL if there is none; valid until the next lookup_send() */
+    const char *order_id; /* NULL if there is none, and for LOOKUP_PAYMENT; valid until the next
+                           * lookup_send() */
 };
 
 /* What has come of a step. */

@@ -5,6 +5,10 @@
 #include <stdlib.h>
 #include <string.h>
 
+/* While new requests come in, so few are polled at once: each of them may have to wait for it. */
+#define POLL_BATCH_BUSY 32
+/* They come in when there was one in this time. */
+#define BUSY_TIME (100 * USEC_PER_MS)
 /* After polling, so many times as long without it, */
 #define POLL_REST 9
 /* but no more than so many intervals: one slow batch must not stop it for long. */
@@ -23,6 +27,7 @@ struct waiting {
     usec_t poll_interval;
     usec_t rest_until; /* no polling before */
     bool fresh_last;   /* the last batch was not of polls */
+    usec_t fresh_at;   /* when the last such batch was made up */
 };
 
 static int compare_keys(const void *left, const void *right)
@@ -244,23 +249,39 @@ static usec_t poll_due(const struct waiting *waiting)
     return usec_max(due, waiting->rest_until);
 }
 
-size_t waiting_take(
-    struct waiting *waiting, struct watch **batch, size_t max, bool *fresh, usec_t now)
+static size_t take_fresh(struct waiting *waiting, struct watch **batch, size_t max, usec_t now)
 {
-    bool polls = poll_due(waiting) <= now;
     size_t count = 0;
 
-    *fresh = !TAILQ_EMPTY(&waiting->queue) && !(polls && waiting->fresh_last);
-    waiting->fresh_last = *fresh;
-    for (; *fresh && count < max && !TAILQ_EMPTY(&waiting->queue); count++) {
+    waiting->fresh_at = now;
+    for (; count < max && !TAILQ_EMPTY(&waiting->queue); count++) {
         batch[count] = TAILQ_FIRST(&waiting->queue);
         take(waiting, batch[count]);
     }
-    for (; !*fresh && count < max && poll_due(waiting) <= now; count++) {
+    return count;
+}
+
+static size_t take_polls(struct waiting *waiting, struct watch **batch, size_t max, usec_t now)
+{
+    size_t count = 0;
+
+    if (now - waiting->fresh_at < BUSY_TIME && max > POLL_BATCH_BUSY)
+        max = POLL_BATCH_BUSY;
+    for (; count < max && poll_due(waiting) <= now; count++) {
         batch[count] = TAILQ_FIRST(&waiting->polls);
         take(waiting, batch[count]);
     }
     return count;
+}
+
+size_t waiting_take(
+    struct waiting *waiting, struct watch **batch, size_t max, bool *fresh, usec_t now)
+{
+    bool polls = poll_due(waiting) <= now;
+
+    *fresh = !TAILQ_EMPTY(&waiting->queue) && !(polls && waiting->fresh_last);
+    waiting->fresh_last = *fresh;
+    return *fresh ? take_fresh(waiting, batch, max, now) : take_polls(waiting, batch, max, now);
 }
 
 usec_t waiting_take_due(const struct waiting *waiting)

@@ -82,8 +82,8 @@ size_t waiting_parked(const struct waiting *waiting);
 /*
  * Makes up the next batch, of at most max watches: *fresh says whether of those with requests that
  * ask for a lookup of everything, or of those due for polling. The former go first, but if there
- * are always some, the latter have every other batch. Returns how many. Each has to be given back
- * by waiting_settle() before the next batch.
+ * are always some, the latter have every other batch, a small one. Returns how many. Each has to be
+ * given back by waiting_settle() before the next batch.
  */
 size_t waiting_take(
     struct waiting *waiting, struct watch **batch, size_t max, bool *fresh, usec_t now);

@@ -212,11 +212,17 @@ static void accept_connections(struct worker *worker, usec_t now)
 static void answer_all(
     struct worker *worker, struct waiter_list *list, const struct lookup_answer *found, usec_t now)
 {
-    struct waiter *waiter, *next;
+    while (!TAILQ_EMPTY(list))
+        answer(worker, TAILQ_FIRST(list), kind_of(found->status), found->order_id, now);
+}
 
-    for (waiter = TAILQ_FIRST(list); waiter; waiter = next) {
-        next = TAILQ_NEXT(waiter, link);
-        answer(worker, waiter, kind_of(found->status), found->order_id, now);
+/* Polling has found that it is paid. Which order it is takes another lookup. */
+static void ask_all_parked(struct worker *worker, struct watch *watch)
+{
+    while (!TAILQ_EMPTY(&watch->parked)) {
+        struct waiter *waiter = TAILQ_FIRST(&watch->parked);
+
+        waiting_ask(worker->waiting, waiter, waiter->deadline);
     }
 }
 
@@ -251,10 +257,15 @@ static void answer_parked(struct worker *worker, struct watch *watch, usec_t now
 static void settle_watch(
     struct worker *worker, struct watch *watch, const struct lookup_answer *found, usec_t now)
 {
-    if (found->status == SESSION_PAID) {
+    bool paid = found->status == SESSION_PAID;
+
+    if (!worker->batch_fresh) {
+        if (paid)
+            ask_all_parked(worker, watch);
+    } else if (paid) {
         answer_all(worker, &watch->asking, found, now);
         answer_all(worker, &watch->parked, found, now);
-    } else if (worker->batch_fresh) {
+    } else {
         waiting_learn(watch, found->status, found->order_id);
         answer_or_park(worker, watch, found, now);
     }

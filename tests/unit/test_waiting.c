@@ -258,7 +258,7 @@ static void test_polling_takes_a_tenth_of_the_time(void **state)
         snprintf(session, sizeof session, "%zu", i);
         add(waiting, &waiters[i], &key);
     }
-    for (size_t n; (n = waiting_take(waiting, batch, 256, &fresh, now)) > 0;)
+    for (size_t n; (n = waiting_take(waiting, batch, COUNT_OF(batch), &fresh, now)) > 0;)
         look_up(waiting, batch, n, now);
     assert_int_equal(waiting_parked(waiting), MANY);
     /* Five rounds of batches that take 2 ms each. */
@@ -266,7 +266,7 @@ static void test_polling_takes_a_tenth_of_the_time(void **state)
         size_t n;
 
         now = usec_max(now, waiting_take_due(waiting));
-        n = waiting_take(waiting, batch, 256, &fresh, now);
+        n = waiting_take(waiting, batch, COUNT_OF(batch), &fresh, now);
         assert_true(n > 0 && !fresh);
         now += 2 * USEC_PER_MS;
         took += 2 * USEC_PER_MS;
@@ -280,6 +280,43 @@ static void test_polling_takes_a_tenth_of_the_time(void **state)
         waiting_remove(waiting, &waiters[i]);
     waiting_free(waiting);
     free(waiters);
+}
+
+/* While new requests come in, each may have to wait for a batch of polls: that is a small one then.
+ */
+static void test_polls_are_few_at_once_while_requests_come_in(void **state)
+{
+    struct waiting *waiting = waiting_new(INTERVAL);
+    struct waiter waiters[200] = {0}, new = {0};
+    struct watch *batch[256];
+    struct session_key key = key_a;
+    usec_t later = START + 2 * INTERVAL;
+    char session[16];
+    size_t count;
+    bool fresh;
+
+    (void)state;
+    key.session = session;
+    for (size_t i = 0; i < COUNT_OF(waiters); i++) {
+        snprintf(session, sizeof session, "%zu", i);
+        add(waiting, &waiters[i], &key);
+    }
+    assert_int_equal(waiting_take(waiting, batch, 256, &fresh, START), COUNT_OF(waiters));
+    look_up(waiting, batch, COUNT_OF(waiters), START);
+    assert_int_equal(waiting_take(waiting, batch, 256, &fresh, later), COUNT_OF(waiters));
+    look_up(waiting, batch, COUNT_OF(waiters), START);
+    add(waiting, &new, &key_b);
+    assert_int_equal(waiting_take(waiting, batch, 256, &fresh, later), 1);
+    assert_true(fresh);
+    look_up(waiting, batch, 1, START);
+    count = waiting_take(waiting, batch, 256, &fresh, later);
+    assert_false(fresh);
+    assert_in_range(count, 1, COUNT_OF(waiters) / 2);
+    look_up(waiting, batch, count, START);
+    for (size_t i = 0; i < COUNT_OF(waiters); i++)
+        waiting_remove(waiting, &waiters[i]);
+    waiting_remove(waiting, &new);
+    waiting_free(waiting);
 }
 
 static void test_one_slow_poll_does_not_stop_polling(void **state)
@@ -312,6 +349,7 @@ int main(void)
         cmocka_unit_test(test_alarms),
         cmocka_unit_test(test_what_was_learned_is_kept),
         cmocka_unit_test(test_polling_takes_a_tenth_of_the_time),
+        cmocka_unit_test(test_polls_are_few_at_once_while_requests_come_in),
         cmocka_unit_test(test_one_slow_poll_does_not_stop_polling),
     };
 
