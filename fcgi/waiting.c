@@ -17,12 +17,10 @@
  * one by one. */
 #define POLL_GRAINS 16
 
-TAILQ_HEAD(watch_list, watch);
-
 struct waiting {
     void *watches; /* a tree by key, of tsearch(3): no choice of keys makes it slow */
     size_t parked_count;
-    struct watch_list queue, polls;
+    struct watch_list newcomers, finals, polls; /* finals: asked about once more */
     struct heap alarms;
     usec_t poll_interval;
     usec_t rest_until; /* no polling before */
@@ -49,7 +47,8 @@ struct waiting *waiting_new(usec_t poll_interval)
     if (!waiting)
         return NULL;
     waiting->poll_interval = poll_interval;
-    TAILQ_INIT(&waiting->queue);
+    TAILQ_INIT(&waiting->newcomers);
+    TAILQ_INIT(&waiting->finals);
     TAILQ_INIT(&waiting->polls);
     return waiting;
 }
@@ -96,11 +95,20 @@ static struct watch *find_watch(struct waiting *waiting, const struct session_ke
     return watch;
 }
 
-static void unqueue(struct waiting *waiting, struct watch *watch)
+static void unqueue(struct watch *watch)
 {
     if (watch->queued)
-        TAILQ_REMOVE(&waiting->queue, watch, queue);
-    watch->queued = false;
+        TAILQ_REMOVE(watch->queued, watch, queue);
+    watch->queued = NULL;
+}
+
+static void enqueue(struct watch *watch, struct watch_list *list)
+{
+    if (watch->queued == list)
+        return;
+    unqueue(watch);
+    TAILQ_INSERT_TAIL(list, watch, queue);
+    watch->queued = list;
 }
 
 static void unpoll(struct waiting *waiting, struct watch *watch)
@@ -110,18 +118,11 @@ static void unpoll(struct waiting *waiting, struct watch *watch)
     watch->polled = false;
 }
 
-static void enqueue(struct waiting *waiting, struct watch *watch)
-{
-    if (!watch->queued)
-        TAILQ_INSERT_TAIL(&waiting->queue, watch, queue);
-    watch->queued = true;
-}
-
 /* Lets go of a watch that nobody waits for. */
 static void tidy(struct waiting *waiting, struct watch *watch)
 {
     if (TAILQ_EMPTY(&watch->asking))
-        unqueue(waiting, watch);
+        unqueue(watch);
     if (TAILQ_EMPTY(&watch->parked))
         unpoll(waiting, watch);
     if (watch->in_batch || !TAILQ_EMPTY(&watch->asking) || !TAILQ_EMPTY(&watch->parked))
@@ -139,7 +140,6 @@ static void enter(struct waiting *waiting, struct waiter *waiter, enum waiter_st
         waiting->parked_count++;
     } else {
         TAILQ_INSERT_TAIL(&waiter->watch->asking, waiter, link);
-        enqueue(waiting, waiter->watch);
     }
 }
 
@@ -165,6 +165,7 @@ bool waiting_add(struct waiting *waiting, struct waiter *waiter, const struct se
     }
     waiter->deadline = deadline;
     enter(waiting, waiter, WAITER_ASKING);
+    enqueue(waiter->watch, &waiting->newcomers);
     return true;
 }
 
@@ -179,6 +180,8 @@ void waiting_ask(struct waiting *waiting, struct waiter *waiter, usec_t alarm)
 {
     leave(waiting, waiter);
     enter(waiting, waiter, WAITER_ASKING);
+    if (!waiter->watch->queued)
+        enqueue(waiter->watch, &waiting->finals);
     heap_move(&waiting->alarms, &waiter->alarm, alarm);
 }
 
@@ -229,7 +232,7 @@ static void take(struct waiting *waiting, struct watch *watch)
 {
     struct waiter *waiter;
 
-    unqueue(waiting, watch);
+    unqueue(watch);
     unpoll(waiting, watch);
     watch->in_batch = true;
     TAILQ_FOREACH(waiter, &watch->asking, link)
@@ -249,16 +252,26 @@ static usec_t poll_due(const struct waiting *waiting)
     return usec_max(due, waiting->rest_until);
 }
 
-static size_t take_fresh(struct waiting *waiting, struct watch **batch, size_t max, usec_t now)
+static size_t take_list(
+    struct waiting *waiting, struct watch_list *list, struct watch **batch, size_t max)
 {
     size_t count = 0;
 
-    waiting->fresh_at = now;
-    for (; count < max && !TAILQ_EMPTY(&waiting->queue); count++) {
-        batch[count] = TAILQ_FIRST(&waiting->queue);
+    for (; count < max && !TAILQ_EMPTY(list); count++) {
+        batch[count] = TAILQ_FIRST(list);
         take(waiting, batch[count]);
     }
     return count;
+}
+
+static size_t take_fresh(struct waiting *waiting, struct watch **batch, size_t max, usec_t now)
+{
+    /* However many newcomers there are, some room is left for the others. */
+    size_t reserved = TAILQ_EMPTY(&waiting->finals) ? 0 : max / 4;
+    size_t count = take_list(waiting, &waiting->newcomers, batch, max - reserved);
+
+    waiting->fresh_at = now;
+    return count + take_list(waiting, &waiting->finals, batch + count, max - count);
 }
 
 static size_t take_polls(struct waiting *waiting, struct watch **batch, size_t max, usec_t now)
@@ -274,19 +287,24 @@ static size_t take_polls(struct waiting *waiting, struct watch **batch, size_t m
     return count;
 }
 
+static bool anybody_asks(const struct waiting *waiting)
+{
+    return !TAILQ_EMPTY(&waiting->newcomers) || !TAILQ_EMPTY(&waiting->finals);
+}
+
 size_t waiting_take(
     struct waiting *waiting, struct watch **batch, size_t max, bool *fresh, usec_t now)
 {
     bool polls = poll_due(waiting) <= now;
 
-    *fresh = !TAILQ_EMPTY(&waiting->queue) && !(polls && waiting->fresh_last);
+    *fresh = anybody_asks(waiting) && !(polls && waiting->fresh_last);
     waiting->fresh_last = *fresh;
     return *fresh ? take_fresh(waiting, batch, max, now) : take_polls(waiting, batch, max, now);
 }
 
 usec_t waiting_take_due(const struct waiting *waiting)
 {
-    return TAILQ_EMPTY(&waiting->queue) ? poll_due(waiting) : 0;
+    return anybody_asks(waiting) ? 0 : poll_due(waiting);
 }
 
 void waiting_learn(struct watch *watch, enum session_status status, const char *order_id)
@@ -304,8 +322,8 @@ void waiting_settle(struct waiting *waiting, struct watch *watch, usec_t now)
     watch->looked_up = now;
     TAILQ_FOREACH(waiter, &watch->asking, link)
     waiter->state = WAITER_ASKING;
-    if (!TAILQ_EMPTY(&watch->asking))
-        enqueue(waiting, watch);
+    if (!TAILQ_EMPTY(&watch->asking) && !watch->queued)
+        enqueue(watch, &waiting->newcomers);
     if (!TAILQ_EMPTY(&watch->parked) && !watch->polled) {
         TAILQ_INSERT_TAIL(&waiting->polls, watch, poll);
         watch->polled = true;

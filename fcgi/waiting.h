@@ -34,13 +34,16 @@ struct waiter {
 
 TAILQ_HEAD(waiter_list, waiter);
 
+TAILQ_HEAD(watch_list, watch);
+
 /* One key and all who wait for it. Callers only read. */
 struct watch {
     struct session_key key;    /* first: watches are sorted by it */
     struct waiter_list asking; /* WAITER_ASKING and WAITER_ASKED */
     struct waiter_list parked; /* WAITER_PARKED */
     bool in_batch;             /* the batch under way asks about it */
-    bool queued, polled;       /* which of the two lists below it is in */
+    bool polled;               /* it is among those to be polled */
+    struct watch_list *queued; /* the list of those to be asked about that it is in; NULL: none */
     TAILQ_ENTRY(watch) queue;  /* those with WAITER_ASKING */
     TAILQ_ENTRY(watch) poll;   /* those with WAITER_PARKED, in the order of looked_up */
     usec_t looked_up;          /* when it was last in a batch */
@@ -62,7 +65,7 @@ bool waiting_add(struct waiting *waiting, struct waiter *waiter, const struct se
 /* The request waits no more. Its watch goes with the last one, unless it is in the batch. */
 void waiting_remove(struct waiting *waiting, struct waiter *waiter);
 
-/* A parked request is to be looked up once more. */
+/* A parked request is to be looked up once more. New requests go before it. */
 void waiting_ask(struct waiting *waiting, struct waiter *waiter, usec_t alarm);
 
 /* A request that has been looked up is parked until its deadline. */
@@ -81,9 +84,9 @@ size_t waiting_parked(const struct waiting *waiting);
 
 /*
  * Makes up the next batch, of at most max watches: *fresh says whether of those with requests that
- * ask for a lookup of everything, or of those due for polling. The former go first, but if there
- * are always some, the latter have every other batch, a small one. Returns how many. Each has to be
- * given back by waiting_settle() before the next batch.
+ * ask for a lookup of everything, new requests first, or of those due for polling. The former go
+ * first, but if there are always some, the latter have every other batch, a small one. Returns how
+ * many. Each has to be given back by waiting_settle() before the next batch.
  */
 size_t waiting_take(
     struct waiting *waiting, struct watch **batch, size_t max, bool *fresh, usec_t now);

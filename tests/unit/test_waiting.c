@@ -282,6 +282,46 @@ static void test_polling_takes_a_tenth_of_the_time(void **state)
     free(waiters);
 }
 
+/* Ten thousand whose time is up at once must not keep a newcomer waiting. */
+static void test_newcomers_go_before_those_whose_time_is_up(void **state)
+{
+    struct waiting *waiting = waiting_new(INTERVAL);
+    struct waiter waiters[100] = {0}, new = {0};
+    struct watch *batch[100];
+    struct session_key key = key_a;
+    char session[16];
+    bool fresh;
+
+    (void)state;
+    key.session = session;
+    for (size_t i = 0; i < COUNT_OF(waiters); i++) {
+        snprintf(session, sizeof session, "%zu", i);
+        add(waiting, &waiters[i], &key);
+    }
+    waiting_take(waiting, batch, COUNT_OF(batch), &fresh, START);
+    look_up(waiting, batch, COUNT_OF(batch), START);
+    for (size_t i = 0; i < COUNT_OF(waiters); i++)
+        waiting_ask(waiting, &waiters[i], START + 5 * USEC_PER_SEC);
+    add(waiting, &new, &key_b);
+    assert_int_equal(waiting_take(waiting, batch, 2, &fresh, START), 2);
+    assert_true(fresh);
+    assert_ptr_equal(batch[0], new.watch);
+    assert_ptr_equal(batch[1], waiters[0].watch);
+    look_up(waiting, batch, 2, START);
+    /* One of them is asked for by a newcomer too. */
+    waiting_remove(waiting, &new);
+    snprintf(session, sizeof session, "%d", 99);
+    add(waiting, &new, &key);
+    assert_int_equal(waiting_take(waiting, batch, 2, &fresh, START), 2);
+    assert_ptr_equal(batch[0], waiters[99].watch);
+    assert_ptr_equal(batch[1], waiters[1].watch);
+    look_up(waiting, batch, 2, START);
+    for (size_t i = 0; i < COUNT_OF(waiters); i++)
+        waiting_remove(waiting, &waiters[i]);
+    waiting_remove(waiting, &new);
+    waiting_free(waiting);
+}
+
 /* While new requests come in, each may have to wait for a batch of polls: that is a small one then.
  */
 static void test_polls_are_few_at_once_while_requests_come_in(void **state)
@@ -348,6 +388,7 @@ int main(void)
         cmocka_unit_test(test_failed_batch_is_asked_again),
         cmocka_unit_test(test_alarms),
         cmocka_unit_test(test_what_was_learned_is_kept),
+        cmocka_unit_test(test_newcomers_go_before_those_whose_time_is_up),
         cmocka_unit_test(test_polling_takes_a_tenth_of_the_time),
         cmocka_unit_test(test_polls_are_few_at_once_while_requests_come_in),
         cmocka_unit_test(test_one_slow_poll_does_not_stop_polling),
