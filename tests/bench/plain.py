@@ -42,11 +42,12 @@ def measure(name, keep, build, database, paths, seconds):
     with contextlib.ExitStack() as stack:
         pool = stack.enter_context(candidates.start_candidate(name, build, database.database))
         web = stack.enter_context(candidates.web_server(pool.socket, keep))
-        check(web.port, shop.paid(1)[0])
-        wrk(web.port, paths, 1)
         cpu = processes.Cpu(web=web, program=pool, database=database.postgres)
         result = wrk(web.port, paths, seconds)
-        return _figures(result, cpu.seconds())
+        spent = cpu.seconds()
+        # Not before: a connection that nginx keeps from here would pin a process of a blocking candidate.
+        check(web.port, shop.paid(1)[0])
+        return _figures(result, spent)
 
 
 def measure_raw(database, seconds):

@@ -6,7 +6,7 @@
 #define NODES 1000
 
 /* A fixed sequence that looks random. */
-static usec_t scatter(size_t i)
+static usec_t scattered(size_t i)
 {
     return (usec_t)(i * 7919 % 1009);
 }
@@ -14,7 +14,7 @@ static usec_t scatter(size_t i)
 static void fill(struct heap *heap, struct heap_node *nodes)
 {
     for (size_t i = 0; i < NODES; i++)
-        assert_true(heap_add(heap, &nodes[i], scatter(i)));
+        assert_true(heap_add(heap, &nodes[i], scattered(i)));
 }
 
 /* Empties the heap, checking the order; returns how many nodes it had. */
@@ -62,7 +62,7 @@ static void test_moved_nodes_come_out_in_order(void **state)
     (void)state;
     fill(&heap, nodes);
     for (size_t i = 0; i < NODES; i += 3)
-        heap_move(&heap, &nodes[i], scatter(i * 31 + 5));
+        heap_move(&heap, &nodes[i], scattered(i * 31 + 5));
     heap_move(&heap, &nodes[500], -1);
     assert_ptr_equal(heap_first(&heap), &nodes[500]);
     heap_move(&heap, &nodes[500], 10000);

@@ -288,6 +288,48 @@ static void test_largest_request(void **state)
     free(text);
 }
 
+/* Fills text with pieces that mean something here, and bytes that do not. */
+static void scramble(char *text, size_t length, uint32_t *seed)
+{
+    static const char *const pieces[] = {"/", "sessions", "instances", "%", "%2F", "%00", "%C3%A9",
+        "\xc3", "\xa9", "?", "&", "=", "+", "fulfillment_url=", "timeout_ms=", "a:b", "7", "shop",
+        ".."};
+    size_t at = 0;
+
+    while (at + 20 < length && scatter(seed) % 12) {
+        if (scatter(seed) % 8)
+            at = (size_t)(stpcpy(text + at, pieces[scatter(seed) % COUNT_OF(pieces)]) - text);
+        else
+            text[at++] = (char)(1 + scatter(seed) % 255);
+    }
+    text[at] = '\0';
+}
+
+/* Whatever comes in, a lookup has a session and an absolute URI, and the sanitizers nothing to say.
+ */
+static void test_random_requests(void **state)
+{
+    uint32_t seed = 1;
+    size_t lookups = 0;
+
+    (void)state;
+    for (int round = 0; round < 200000; round++) {
+        char uri[300], text[300];
+        struct query query;
+
+        scramble(stpcpy(uri, scatter(&seed) % 2 ? "/sessions/" : "/"), sizeof uri - 10, &seed);
+        scramble(stpcpy(text, scatter(&seed) % 2 ? URL : ""), sizeof text - sizeof URL, &seed);
+        if (read_uri(uri, text, &query) != QUERY_LOOKUP)
+            continue;
+        lookups++;
+        assert_true(query.key.session[0] != '\0');
+        assert_non_null(strchr(query.key.url, ':'));
+        assert_null(strpbrk(query.key.url, " \n\t"));
+        assert_true(query.timeout_ms >= 0);
+    }
+    assert_true(lookups > 1000);
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
@@ -302,6 +344,7 @@ int main(void)
         cmocka_unit_test(test_timeouts),
         cmocka_unit_test(test_methods),
         cmocka_unit_test(test_largest_request),
+        cmocka_unit_test(test_random_requests),
     };
 
     return cmocka_run_group_tests(tests, NULL, NULL);

@@ -354,6 +354,62 @@ static void test_end_request(void **state)
     assert_memory_equal(bytes, wire.bytes, sizeof bytes);
 }
 
+/* What a reader makes of some bytes, in steps of the given size: its events, and what it keeps. */
+struct outcome {
+    enum record_event events[32];
+    size_t count, length;
+    unsigned char kept[2000];
+};
+
+static void read_all(
+    const unsigned char *bytes, size_t length, size_t step, struct outcome *outcome)
+{
+    struct record_reader reader = {0};
+    enum record_event event = RECORD_MORE;
+    unsigned char reply[RECORD_REPLY_MAX];
+    size_t at = 0, used;
+
+    *outcome = (struct outcome){.count = 0};
+    while (at < length && event != RECORD_BROKEN && outcome->count < COUNT_OF(outcome->events)) {
+        event = record_read(&reader, bytes + at, length - at < step ? length - at : step, &used);
+        at += used;
+        if (event != RECORD_MORE)
+            outcome->events[outcome->count++] = event;
+        if (event == RECORD_MANAGEMENT)
+            record_management_reply(&reader, reply);
+        if (event == RECORD_REQUEST)
+            record_next(&reader);
+    }
+    outcome->length = reader.length < sizeof outcome->kept ? reader.length : sizeof outcome->kept;
+    if (outcome->length)
+        memcpy(outcome->kept, reader.bytes, outcome->length);
+    record_forget(&reader);
+}
+
+/* Requests with bytes changed at random: whatever comes of it does not depend on how it was cut,
+ * and the sanitizers have nothing to say. */
+static void test_random_records(void **state)
+{
+    static struct outcome whole, pieces;
+    uint32_t seed = 1;
+
+    (void)state;
+    for (int round = 0; round < 50000; round++) {
+        wire.length = 0;
+        put(scatter(&seed) % 4 ? FCGI_STDIN : FCGI_GET_VALUES, (int)(scatter(&seed) % 2), pairs, 8);
+        put_request(1, FCGI_KEEP_CONN);
+        put_request((int)(scatter(&seed) % 3), 0);
+        for (uint32_t changes = scatter(&seed) % 4; changes > 0; changes--)
+            wire.bytes[scatter(&seed) % wire.length] = (unsigned char)scatter(&seed);
+        read_all(wire.bytes, wire.length, wire.length, &whole);
+        read_all(wire.bytes, wire.length, 1 + scatter(&seed) % 20, &pieces);
+        assert_int_equal(whole.count, pieces.count);
+        assert_memory_equal(whole.events, pieces.events, sizeof whole.events);
+        assert_int_equal(whole.length, pieces.length);
+        assert_memory_equal(whole.kept, pieces.kept, whole.length);
+    }
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
@@ -369,6 +425,7 @@ int main(void)
         cmocka_unit_test_setup(test_get_values, reset),
         cmocka_unit_test_setup(test_unknown_management_record, reset),
         cmocka_unit_test_setup(test_end_request, reset),
+        cmocka_unit_test_setup(test_random_records, reset),
     };
 
     return cmocka_run_group_tests(tests, NULL, NULL);

@@ -10,6 +10,15 @@
 
 #include <cmocka.h>
 
+/* Numbers that look random, and are the same in every run. */
+static inline uint32_t scatter(uint32_t *state)
+{
+    *state ^= *state << 13;
+    *state ^= *state >> 17;
+    *state ^= *state << 5;
+    return *state;
+}
+
 #define COUNT_OF(array) (sizeof(array) / sizeof((array)[0]))
 
 #endif
