@@ -119,11 +119,13 @@ static void replace_next(struct pool *pool, usec_t now)
             continue;
         pool->retiring = slot->pid;
         start_worker(pool, slot, now);
-        if (slot->pid != 0)
+        if (slot->pid != 0) {
             kill(pool->retiring, SIGTERM);
-        else
+        } else {
             /* No process can be had: the old one stays. */
-            slot->pid = pool->retiring, pool->retiring = 0;
+            slot->pid = pool->retiring;
+            pool->retiring = 0;
+        }
         if (pool->replacing == pool->options->workers)
             log_info("workers replaced");
     }

@@ -41,13 +41,13 @@ def measure(name, keep, build, database, paths, seconds):
     """The figures of one candidate."""
     with contextlib.ExitStack() as stack:
         pool = stack.enter_context(candidates.start_candidate(name, build, database.database))
+        # By a web server of its own: a connection that nginx keeps would pin a process of a blocking candidate.
+        with candidates.web_server(pool.socket, keep=False) as web:
+            check(web.port, shop.paid(1)[0])
         web = stack.enter_context(candidates.web_server(pool.socket, keep))
         cpu = processes.Cpu(web=web, program=pool, database=database.postgres)
         result = wrk(web.port, paths, seconds)
-        spent = cpu.seconds()
-        # Not before: a connection that nginx keeps from here would pin a process of a blocking candidate.
-        check(web.port, shop.paid(1)[0])
-        return _figures(result, spent)
+        return _figures(result, cpu.seconds())
 
 
 def measure_raw(database, seconds):
