@@ -14,14 +14,14 @@
 #include "layout.h"
 #include "log.h"
 #include "sql.h"
+#include "textarray.h"
 
 #define PAUSE_MIN (100 * USEC_PER_MS)
 #define PAUSE_MAX (5 * USEC_PER_SEC)
 /* How long a plan is kept: the tables grow. */
 #define PLAN_AGE (10 * USEC_PER_SEC)
-#define PARAMS   3
-/* The type of the arrays' elements (PostgreSQL's pg_type.h, which clients don't have). */
-#define TYPE_TEXT 25
+/* Of a batch: instances, URLs, sessions. */
+#define PARAMS 3
 
 enum lookup_state {
     LOOKUP_PAUSED,     /* no connection; the next attempt is due */
@@ -41,13 +41,6 @@ static const char *const statements[] = {
     [LOOKUP_PAYMENT] = "merchant_sessions_poll",
 };
 
-/* Bytes of a growing binary parameter. */
-struct bytes {
-    char *at;
-    size_t length, room;
-    bool failed; /* out of memory */
-};
-
 struct lookup {
     int epoll_fd;
     const char *conninfo;
@@ -61,7 +54,7 @@ struct lookup {
     struct layout layout;
     char trouble[300];   /* the last one that was logged, to say each only once */
     bool told_connected; /* likewise */
-    struct bytes params[PARAMS];
+    struct text_array params[PARAMS];
     enum lookup_kind kind; /* of the batch */
     size_t count;          /* keys in it */
     struct lookup_answer answers[LOOKUP_BATCH_MAX];
@@ -97,7 +90,7 @@ void lookup_free(struct lookup *lookup)
 {
     disconnect(lookup);
     for (int i = 0; i < PARAMS; i++)
-        free(lookup->params[i].at);
+        text_array_free(&lookup->params[i]);
     free(lookup);
 }
 
@@ -447,61 +440,16 @@ bool lookup_away(const struct lookup *lookup)
     return lookup->state < LOOKUP_READY;
 }
 
-static void put_bytes(struct bytes *bytes, const void *from, size_t length)
-{
-    if (bytes->failed)
-        return;
-    if (bytes->room - bytes->length < length) {
-        size_t room = (bytes->length + length) * 2;
-        char *grown = realloc(bytes->at, room);
-
-        bytes->failed = !grown;
-        if (!grown)
-            return;
-        bytes->at = grown;
-        bytes->room = room;
-    }
-    memcpy(bytes->at + bytes->length, from, length);
-    bytes->length += length;
-}
-
-static void put_int4(struct bytes *bytes, size_t value)
-{
-    uint32_t wire = htonl((uint32_t)value);
-
-    put_bytes(bytes, &wire, sizeof wire);
-}
-
-/* The head of a one-dimensional array without NULLs, in PostgreSQL's binary format (array_recv). */
-static void start_array(struct bytes *bytes, size_t count)
-{
-    bytes->length = 0;
-    bytes->failed = false;
-    put_int4(bytes, 1);
-    put_int4(bytes, 0);
-    put_int4(bytes, TYPE_TEXT);
-    put_int4(bytes, count);
-    put_int4(bytes, 1);
-}
-
-static void put_text(struct bytes *bytes, const char *text)
-{
-    size_t length = strlen(text);
-
-    put_int4(bytes, length);
-    put_bytes(bytes, text, length);
-}
-
 static bool put_keys(struct lookup *lookup, const struct session_key *const keys[], size_t count)
 {
-    struct bytes *params = lookup->params;
+    struct text_array *params = lookup->params;
 
     for (int i = 0; i < PARAMS; i++)
-        start_array(&params[i], count);
+        text_array_start(&params[i], count);
     for (size_t i = 0; i < count; i++) {
-        put_text(&params[0], keys[i]->instance);
-        put_text(&params[1], keys[i]->url);
-        put_text(&params[2], keys[i]->session);
+        text_array_add(&params[0], keys[i]->instance);
+        text_array_add(&params[1], keys[i]->url);
+        text_array_add(&params[2], keys[i]->session);
     }
     return !params[0].failed && !params[1].failed && !params[2].failed;
 }
