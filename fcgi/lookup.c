@@ -24,15 +24,15 @@
 #define PARAMS 3
 
 enum lookup_state {
-    LOOKUP_PAUSED,     /* no connection; the next attempt is due */
-    LOOKUP_CONNECTING, /* PQconnectPoll */
-    LOOKUP_LAYOUT,     /* sql/layout.sql is under way */
-    LOOKUP_SESSION,    /* sql/session.sql */
-    LOOKUP_PREPARING,  /* the statement for LOOKUP_EVERYTHING is being prepared, */
-    LOOKUP_PREPARING2, /* and the one for LOOKUP_PAYMENT */
-    LOOKUP_READY,      /* nothing under way; the plan is to be made anew when due */
-    LOOKUP_REPLANNING, /* sql/replan.sql is */
-    LOOKUP_BUSY,       /* a batch is */
+    LOOKUP_PAUSED,         /* no connection; the next attempt is due */
+    LOOKUP_CONNECTING,     /* PQconnectPoll */
+    LOOKUP_LAYOUT,         /* sql/layout.sql is under way */
+    LOOKUP_SESSION,        /* sql/session.sql */
+    LOOKUP_PREPARING,      /* the statement for LOOKUP_EVERYTHING is being prepared, */
+    LOOKUP_PREPARING_POLL, /* and the one for LOOKUP_PAYMENT */
+    LOOKUP_READY,          /* nothing under way; the plan is to be made anew when due */
+    LOOKUP_REPLANNING,     /* sql/replan.sql is */
+    LOOKUP_BUSY,           /* a batch is */
 };
 
 /* The names of the prepared statements. */
@@ -380,8 +380,8 @@ static enum lookup_event next(struct lookup *lookup, usec_t now)
     case LOOKUP_SESSION:
         return prepare(lookup, LOOKUP_PREPARING, LOOKUP_EVERYTHING, now);
     case LOOKUP_PREPARING:
-        return prepare(lookup, LOOKUP_PREPARING2, LOOKUP_PAYMENT, now);
-    case LOOKUP_PREPARING2:
+        return prepare(lookup, LOOKUP_PREPARING_POLL, LOOKUP_PAYMENT, now);
+    case LOOKUP_PREPARING_POLL:
         log_connected(lookup);
         return planned(lookup, now);
     case LOOKUP_REPLANNING:
