@@ -247,11 +247,12 @@ static void answer_or_park(
     }
 }
 
-/* When stopping, those whose watch was polled meanwhile. */
-static void answer_parked(struct worker *worker, struct watch *watch, usec_t now)
+/* The batch is over for this watch. When stopping, those who were parked meanwhile go with it. */
+static void give_back(struct worker *worker, struct watch *watch, usec_t now)
 {
-    while (!TAILQ_EMPTY(&watch->parked))
+    while (is_stopping(worker) && !TAILQ_EMPTY(&watch->parked))
         answer_known(worker, TAILQ_FIRST(&watch->parked), now);
+    waiting_settle(worker->waiting, watch, now);
 }
 
 static void settle_watch(
@@ -269,9 +270,7 @@ static void settle_watch(
         waiting_learn(watch, found->status, found->order_id);
         answer_or_park(worker, watch, found, now);
     }
-    if (is_stopping(worker))
-        answer_parked(worker, watch, now);
-    waiting_settle(worker->waiting, watch, now);
+    give_back(worker, watch, now);
 }
 
 static void settle_batch(struct worker *worker, usec_t now)
@@ -288,11 +287,8 @@ static void settle_batch(struct worker *worker, usec_t now)
 
 static void return_batch(struct worker *worker, usec_t now)
 {
-    for (size_t i = 0; i < worker->batch_count; i++) {
-        if (is_stopping(worker))
-            answer_parked(worker, worker->batch[i], now);
-        waiting_settle(worker->waiting, worker->batch[i], now);
-    }
+    for (size_t i = 0; i < worker->batch_count; i++)
+        give_back(worker, worker->batch[i], now);
     worker->batch_count = 0;
 }
 

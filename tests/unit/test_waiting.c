@@ -33,6 +33,38 @@ static void look_up(struct waiting *waiting, struct watch **batch, size_t count,
     }
 }
 
+/* Looks up a new request once, which parks it. */
+static void park(struct waiting *waiting, struct waiter *waiter)
+{
+    struct watch *batch[1];
+    bool fresh;
+
+    add(waiting, waiter, &key_a);
+    assert_int_equal(waiting_take(waiting, batch, 1, &fresh, START), 1);
+    assert_true(fresh);
+    look_up(waiting, batch, 1, START);
+    assert_int_equal(waiter->state, WAITER_PARKED);
+}
+
+/* Adds so many requests, each with a key of its own. */
+static void add_many(struct waiting *waiting, struct waiter *waiters, size_t count)
+{
+    struct session_key key = key_a;
+    char session[24];
+
+    key.session = session;
+    for (size_t i = 0; i < count; i++) {
+        snprintf(session, sizeof session, "%zu", i);
+        add(waiting, &waiters[i], &key);
+    }
+}
+
+static void remove_many(struct waiting *waiting, struct waiter *waiters, size_t count)
+{
+    for (size_t i = 0; i < count; i++)
+        waiting_remove(waiting, &waiters[i]);
+}
+
 static void test_equal_keys_share_one_watch(void **state)
 {
     struct waiting *waiting = waiting_new(INTERVAL);
@@ -53,8 +85,7 @@ static void test_equal_keys_share_one_watch(void **state)
     assert_int_equal(waiting_take(waiting, batch, 8, &fresh, START), 3);
     look_up(waiting, batch, 3, START);
     assert_int_equal(waiting_parked(waiting), 4);
-    for (size_t i = 0; i < COUNT_OF(waiters); i++)
-        waiting_remove(waiting, &waiters[i]);
+    remove_many(waiting, waiters, COUNT_OF(waiters));
     assert_int_equal(waiting_parked(waiting), 0);
     assert_true(waiting_take_due(waiting) == USEC_NEVER);
     waiting_free(waiting);
@@ -96,9 +127,7 @@ static void test_polls_are_due_after_the_interval(void **state)
     usec_t due;
 
     (void)state;
-    add(waiting, &waiter, &key_a);
-    waiting_take(waiting, batch, 1, &fresh, START);
-    look_up(waiting, batch, 1, START);
+    park(waiting, &waiter);
     due = waiting_take_due(waiting);
     assert_true(due >= START + INTERVAL && due < START + INTERVAL + INTERVAL / 10);
     assert_int_equal(waiting_take(waiting, batch, 1, &fresh, due - 1), 0);
@@ -118,9 +147,7 @@ static void test_polls_have_every_other_batch(void **state)
     usec_t later = START + USEC_PER_SEC;
 
     (void)state;
-    add(waiting, &old, &key_a);
-    waiting_take(waiting, batch, 1, &fresh, START);
-    look_up(waiting, batch, 1, START);
+    park(waiting, &old);
     add(waiting, &new, &key_b);
     for (int i = 0; i < 6; i++) {
         assert_int_equal(waiting_take(waiting, batch, 1, &fresh, later), 1);
@@ -246,18 +273,12 @@ static void test_polling_takes_a_tenth_of_the_time(void **state)
     struct waiting *waiting = waiting_new(INTERVAL);
     struct waiter *waiters = calloc(MANY, sizeof *waiters);
     struct watch *batch[256];
-    struct session_key key = key_a;
     usec_t now = START, took = 0;
-    char session[16];
     size_t polled = 0;
     bool fresh;
 
     (void)state;
-    key.session = session;
-    for (size_t i = 0; i < MANY; i++) {
-        snprintf(session, sizeof session, "%zu", i);
-        add(waiting, &waiters[i], &key);
-    }
+    add_many(waiting, waiters, MANY);
     for (size_t n; (n = waiting_take(waiting, batch, COUNT_OF(batch), &fresh, now)) > 0;)
         look_up(waiting, batch, n, now);
     assert_int_equal(waiting_parked(waiting), MANY);
@@ -276,8 +297,7 @@ static void test_polling_takes_a_tenth_of_the_time(void **state)
     }
     assert_true(took * 10 <= now - START + 20 * USEC_PER_MS);
     assert_true(took * 12 >= now - START);
-    for (size_t i = 0; i < MANY; i++)
-        waiting_remove(waiting, &waiters[i]);
+    remove_many(waiting, waiters, MANY);
     waiting_free(waiting);
     free(waiters);
 }
@@ -294,10 +314,7 @@ static void test_newcomers_go_before_those_whose_time_is_up(void **state)
 
     (void)state;
     key.session = session;
-    for (size_t i = 0; i < COUNT_OF(waiters); i++) {
-        snprintf(session, sizeof session, "%zu", i);
-        add(waiting, &waiters[i], &key);
-    }
+    add_many(waiting, waiters, COUNT_OF(waiters));
     waiting_take(waiting, batch, COUNT_OF(batch), &fresh, START);
     look_up(waiting, batch, COUNT_OF(batch), START);
     for (size_t i = 0; i < COUNT_OF(waiters); i++)
@@ -316,8 +333,7 @@ static void test_newcomers_go_before_those_whose_time_is_up(void **state)
     assert_ptr_equal(batch[0], waiters[99].watch);
     assert_ptr_equal(batch[1], waiters[1].watch);
     look_up(waiting, batch, 2, START);
-    for (size_t i = 0; i < COUNT_OF(waiters); i++)
-        waiting_remove(waiting, &waiters[i]);
+    remove_many(waiting, waiters, COUNT_OF(waiters));
     waiting_remove(waiting, &new);
     waiting_free(waiting);
 }
@@ -329,18 +345,12 @@ static void test_polls_are_few_at_once_while_requests_come_in(void **state)
     struct waiting *waiting = waiting_new(INTERVAL);
     struct waiter waiters[200] = {0}, new = {0};
     struct watch *batch[256];
-    struct session_key key = key_a;
     usec_t later = START + 2 * INTERVAL;
-    char session[16];
     size_t count;
     bool fresh;
 
     (void)state;
-    key.session = session;
-    for (size_t i = 0; i < COUNT_OF(waiters); i++) {
-        snprintf(session, sizeof session, "%zu", i);
-        add(waiting, &waiters[i], &key);
-    }
+    add_many(waiting, waiters, COUNT_OF(waiters));
     assert_int_equal(waiting_take(waiting, batch, 256, &fresh, START), COUNT_OF(waiters));
     look_up(waiting, batch, COUNT_OF(waiters), START);
     assert_int_equal(waiting_take(waiting, batch, 256, &fresh, later), COUNT_OF(waiters));
@@ -353,8 +363,7 @@ static void test_polls_are_few_at_once_while_requests_come_in(void **state)
     assert_false(fresh);
     assert_in_range(count, 1, COUNT_OF(waiters) / 2);
     look_up(waiting, batch, count, START);
-    for (size_t i = 0; i < COUNT_OF(waiters); i++)
-        waiting_remove(waiting, &waiters[i]);
+    remove_many(waiting, waiters, COUNT_OF(waiters));
     waiting_remove(waiting, &new);
     waiting_free(waiting);
 }
@@ -363,13 +372,9 @@ static void test_one_slow_poll_does_not_stop_polling(void **state)
 {
     struct waiting *waiting = waiting_new(INTERVAL);
     struct waiter waiter = {0};
-    struct watch *batch[1];
-    bool fresh;
 
     (void)state;
-    add(waiting, &waiter, &key_a);
-    waiting_take(waiting, batch, 1, &fresh, START);
-    look_up(waiting, batch, 1, START);
+    park(waiting, &waiter);
     waiting_charge(waiting, 60 * USEC_PER_SEC, START);
     assert_true(waiting_take_due(waiting) <= START + 10 * INTERVAL);
     waiting_remove(waiting, &waiter);
