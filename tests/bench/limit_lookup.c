@@ -2,6 +2,7 @@
 /* Candidate "limit": stands in for fcgi/lookup.c and has every session paid, at once. */
 #include <stdlib.h>
 
+#include "layout.h"
 #include "lookup.h"
 
 struct lookup {
@@ -77,4 +78,26 @@ uint64_t lookup_version(const struct lookup *lookup)
 {
     (void)lookup;
     return 1;
+}
+
+/* For --check, which this candidate does not have. */
+
+const char *lookup_trouble(const struct lookup *lookup)
+{
+    (void)lookup;
+    return "there is no database";
+}
+
+const struct layout *lookup_layout(const struct lookup *lookup)
+{
+    static const struct layout none;
+
+    (void)lookup;
+    return &none;
+}
+
+struct pg_conn *lookup_connection(const struct lookup *lookup)
+{
+    (void)lookup;
+    return NULL;
 }
