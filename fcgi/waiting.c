@@ -24,6 +24,8 @@
 /* New requests count as arriving for so long after a batch of them was sent. */
 #define BUSY_TIME (100 * USEC_PER_MS)
 
+TAILQ_HEAD(watch_list, watch);
+
 struct waiting {
     usec_t check_interval, patience;
     void *watches; /* a tree by key, of tsearch(3): no choice of keys makes it slow */
