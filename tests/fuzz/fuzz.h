@@ -23,6 +23,8 @@ static inline _Noreturn void fuzz_report(const char *file, int line, const char 
     abort();
 }
 
+#define COUNT_OF(array) (sizeof(array) / sizeof((array)[0]))
+
 /* The part of an input that has not been used. */
 struct fuzz_input {
     const uint8_t *at;

@@ -54,9 +54,10 @@ class Target:
         self._start(["-close_fd_mask=2", "-runs=0", *self.corpora], self.profile, os.devnull)
         data = self.profile.with_suffix(".profdata")
         subprocess.run(["llvm-profdata", "merge", "-o", data, self.profile], check=True)
-        report = subprocess.run(["llvm-cov", "export", "-summary-only", f"-instr-profile={data}", self.program,
-                                 SOURCE / f"fcgi/{self.name}.c"], check=True, capture_output=True, text=True).stdout
-        lines = json.loads(report)["data"][0]["totals"]["lines"]
+        report = subprocess.run(["llvm-cov", "export", "-summary-only", f"-instr-profile={data}", self.program],
+                                check=True, capture_output=True, text=True).stdout
+        lines = next(file["summary"]["lines"] for file in json.loads(report)["data"][0]["files"]
+                     if file["filename"].endswith(f"/fcgi/{self.name}.c"))
         return f"{lines['percent']:.1f} % ({lines['covered']} of {lines['count']} lines)"
 
     def _show(self, found):

@@ -31,7 +31,7 @@ struct model {
     enum query_verdict verdict;
     const char *parameter;
     char *instance, *session, *url;
-    char *timeout; /* its digits without leading zeros; NULL: absent */
+    char *timeout; /* its digits; NULL: absent */
 };
 
 /* Splits text in place; returns how many parts there are, and at least 1. */
@@ -105,15 +105,16 @@ static char *model_decode(const char *text, bool escapes, bool form)
     return NULL;
 }
 
-static bool model_matches(const char *pattern, const char *text)
+static bool model_is_uri(const char *text)
 {
-    regex_t regex;
-    bool match;
+    static regex_t regex;
+    static bool compiled;
 
-    CHECK(regcomp(&regex, pattern, REG_EXTENDED | REG_NOSUB) == 0);
-    match = regexec(&regex, text, 0, NULL, 0) == 0;
-    regfree(&regex);
-    return match;
+    if (!compiled)
+        CHECK(regcomp(&regex, "^[A-Za-z][A-Za-z0-9+.-]*:[^\001-\040\177]+$",
+                  REG_EXTENDED | REG_NOSUB) == 0);
+    compiled = true;
+    return regexec(&regex, text, 0, NULL, 0) == 0;
 }
 
 static enum query_verdict model_fault(
@@ -155,13 +156,13 @@ static enum query_verdict model_read_query(const char *query, struct model *mode
     model->url = model_parameter(query, "fulfillment_url", &count);
     if (count == 0)
         return model_fault(model, "fulfillment_url", QUERY_PARAMETER_MISSING);
-    if (!model->url || !model_matches("^[A-Za-z][A-Za-z0-9+.-]*:.", model->url) ||
-        model_matches("[\001-\040\177]", model->url))
+    if (!model->url || !model_is_uri(model->url))
         return model_fault(model, "fulfillment_url", QUERY_PARAMETER_MALFORMED);
     model->timeout = model_parameter(query, "timeout_ms", &count);
     if (count == 0)
         return QUERY_LOOKUP;
-    if (!model->timeout || !model_matches("^[0-9]+$", model->timeout))
+    if (!model->timeout || !*model->timeout ||
+        strspn(model->timeout, "0123456789") != strlen(model->timeout))
         return model_fault(model, "timeout_ms", QUERY_PARAMETER_MALFORMED);
     return QUERY_LOOKUP;
 }
@@ -182,7 +183,7 @@ static enum query_verdict model_read_segments(
     }
     if (strcmp(method, "OPTIONS") == 0)
         return QUERY_OPTIONS;
-    if (!model_matches("^(GET|HEAD)$", method))
+    if (strcmp(method, "GET") != 0 && strcmp(method, "HEAD") != 0)
         return QUERY_METHOD_INVALID;
     model->instance = model_decode(instance, raw, false);
     if (!model->instance)
