@@ -2,8 +2,6 @@
 #ifndef CONNINFO_H
 #define CONNINFO_H
 
-#include <stdbool.h>
-
 /* The parameters of a connection as libpq wants them: keywords and values, NULL at the end of both.
  */
 struct conninfo_params {
@@ -14,8 +12,14 @@ struct conninfo_params {
  * a bound on connecting that it can override. */
 struct conninfo_params conninfo_params(const char *conninfo);
 
-/* Whether libpq can read this connection string or URI. Why not is not told: libpq's message may
+enum conninfo_verdict {
+    CONNINFO_SOUND,     /* libpq can read it */
+    CONNINFO_MALFORMED, /* it is no connection string and no URI */
+    CONNINFO_NO_MEMORY, /* it could not be read for want of memory */
+};
+
+/* Whether libpq can read this connection string or URI. libpq's message is not returned: it may
  * hold the password. */
-bool conninfo_is_sound(const char *conninfo);
+enum conninfo_verdict conninfo_judge(const char *conninfo);
 
 #endif
