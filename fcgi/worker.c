@@ -165,6 +165,8 @@ static void worker_add_request(struct worker *worker, struct connection *connect
     /* The database may be away for long: free libfcgi's buffers meanwhile. */
     if (lookup_away(worker->lookup))
         connection_park(connection);
+    else
+        connection_wait(connection);
 }
 
 static void worker_begin_request(struct worker *worker, struct connection *connection, usec_t now)
@@ -210,9 +212,12 @@ static void worker_handle_connection(
     case CONNECTION_REQUEST:
         worker_begin_request(worker, connection, now);
         break;
+    case CONNECTION_REFUSE:
+        worker_reply(connection, REPLY_DATABASE_FAILED, NULL, false, now);
+        break;
     case CONNECTION_GONE:
         worker_end_request(worker, connection_owner(connection));
-        connection_close(connection, "peer left while waiting");
+        connection_close(connection, connection_trouble(connection));
         break;
     }
 }
@@ -229,9 +234,13 @@ static void worker_accept(struct worker *worker, usec_t now)
     }
 }
 
+/* How many requests may be parked: what the operator allows, and the descriptors do. */
 static size_t worker_park_limit(const struct worker *worker)
 {
-    return (size_t)worker->options->max_waiting;
+    size_t allowed = (size_t)worker->options->max_waiting;
+    size_t possible = acceptor_park_limit(worker->acceptor);
+
+    return allowed < possible ? allowed : possible;
 }
 
 static void worker_handle_lookup(struct worker *worker, enum lookup_event event, usec_t now)
