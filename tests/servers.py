@@ -16,6 +16,7 @@ import glob
 import os
 import pathlib
 import pwd
+import re
 import shutil
 import signal
 import socket
@@ -220,6 +221,12 @@ class Session:
                 raise RuntimeError(f"psql ended: {sql}")
             lines.append(line.rstrip("\n"))
         return "\n".join(lines)
+
+
+def read_statement(name):
+    """A file of sql/ as the program has it, with what its `-- include` lines name."""
+    text = (ROOT / "sql" / name).read_text()
+    return re.sub(r"^-- include (.*)$", lambda line: read_statement(line[1]), text, flags=re.MULTILINE)
 
 
 def make_shop(postgres, db):
