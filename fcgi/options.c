@@ -28,7 +28,7 @@ static const char options_usage[] =
     "                           (number of processors)\n"
     "  -l, --listen ADDRESS     a path, HOST:PORT or :PORT (socket on descriptor 0)\n"
     "      --socket-mode MODE   permissions of a --listen path, octal (0660)\n"
-    "      --poll-interval MS   time between lookups of a waiting request (250)\n"
+    "      --poll-interval MS   time between checks for changes (25)\n"
     "      --max-wait MS        upper limit of timeout_ms (50000)\n"
     "      --max-waiting N      waiting requests per worker (8192)\n"
     "      --db-timeout MS      time limit of the database's answer (2000)\n"
@@ -221,7 +221,7 @@ struct options options_read(int argc, char *argv[])
     struct options options = {
         .workers = processors > 0 ? (int)processors : 1,
         .socket_mode = 0660,
-        .poll_interval_ms = 250,
+        .poll_interval_ms = 25,
         .max_wait_ms = 50000,
         .max_waiting = 8192,
         .db_timeout_ms = 2000,

@@ -92,23 +92,21 @@ def test_stopping_asks_a_last_time(start_pool, merchant, number, workers):
 # Patience
 
 class SlowMerchant:
-    """A merchant whose contracts take `seconds` for each key to look up, however many there are."""
+    """A merchant where each statement that reads contracts takes `seconds`."""
 
     def __init__(self, postgres, db, seconds):
         self.merchant = make_merchant(postgres, db, instances=("shop",))
         self.merchant.sql(f"""
             ALTER TABLE merchant_contract_terms RENAME TO contracts;
             CREATE VIEW merchant_contract_terms AS
-                SELECT contracts.* FROM merchant_instances
-                  CROSS JOIN LATERAL (SELECT pg_sleep({seconds}), merchant_serial AS of) AS pause
-                  LEFT JOIN contracts ON contracts.merchant_serial = pause.of;
+                SELECT * FROM contracts WHERE (SELECT true FROM pg_sleep({seconds}));
             GRANT SELECT ON merchant_contract_terms TO "merchant-sessions" """)
         self.database = postgres.conninfo(f"'{db}'")
 
 
 def test_a_request_never_waits_longer_than_db_timeout(postgres, start_pool):
-    """Each lookup takes so long that new requests come faster than they can be answered."""
-    slow = SlowMerchant(postgres, "slow", 0.4)
+    """A request that comes just after a batch was sent would have its answer after 1.6 s, by the next batch."""
+    slow = SlowMerchant(postgres, "slow", 0.8)
     pool = start_pool("--db-timeout", "1000", database=slow.database)
     pool.expect("index", "statement timeout|no answer within")
     answers = []
@@ -123,8 +121,8 @@ def test_a_request_never_waits_longer_than_db_timeout(postgres, start_pool):
     for thread in threads:
         thread.join()
     assert {answer.status for answer in answers} <= {404, 500}
-    assert any(answer.status == 500 for answer in answers), "the database was not slow enough for this test"
-    assert max(answer.seconds for answer in answers) < 1 + SLACK
+    assert any(answer.status == 500 for answer in answers), "nobody was told that the database is slow"
+    assert max(answer.seconds for answer in answers) < 1 + SLACK / 2
 
 
 def test_a_deadline_that_falls_into_a_reconnect(start_pool, merchant):
