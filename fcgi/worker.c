@@ -146,6 +146,8 @@ static void add_request(struct worker *worker, struct connection *connection,
     /* Nobody knows how long this takes. */
     if (lookup_away(worker->lookup))
         connection_park(connection);
+    else
+        connection_wait(connection);
 }
 
 static void begin_request(struct worker *worker, struct connection *connection, usec_t now)
@@ -190,9 +192,12 @@ static void handle_connection(struct worker *worker, struct connection *connecti
     case CONNECTION_REQUEST:
         begin_request(worker, connection, now);
         break;
+    case CONNECTION_REFUSE:
+        reply(connection, REPLY_DATABASE_FAILED, NULL, false, now);
+        break;
     case CONNECTION_GONE:
         end_request(worker, connection_owner(connection));
-        connection_close(connection, "peer left while waiting");
+        connection_close(connection, connection_trouble(connection));
         break;
     }
 }
@@ -233,7 +238,9 @@ static void answer_or_park(
     struct waiter *waiter, *next;
 
     for (waiter = TAILQ_FIRST(&watch->asking); waiter; waiter = next) {
-        bool room = waiting_parked(worker->waiting) < (size_t)worker->options->max_waiting;
+        size_t parked = waiting_parked(worker->waiting);
+        bool room = parked < (size_t)worker->options->max_waiting &&
+                    parked < acceptor_park_limit(worker->acceptor);
 
         next = TAILQ_NEXT(waiter, link);
         if (waiter->state != WAITER_ASKED)
