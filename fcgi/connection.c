@@ -21,11 +21,18 @@
 /* How long after a failed accept() it is tried again, and how old the limit on descriptors that we
  * know may be. */
 #define ACCEPT_PAUSE USEC_PER_SEC
+/* Where peers keep their connections, a worker that has accepted one leaves the next ones to the
+ * other workers for so long. While a burst goes on it accepts one more at once after each so many
+ * times: all workers have an equal share, and even of a thousand none is late. */
+#define SHARE_PAUSE  USEC_PER_MS
+#define SHARE_GROWTH 16
 /* How often the log says that connections or memory run short. */
 #define COMPLAINT_INTERVAL (10 * USEC_PER_SEC)
 /* Descriptors that connections leave to the rest: the log, the database (twice, while it is being
  * replaced, and what the resolver opens), epoll. */
 #define RESERVED_DESCRIPTORS 24
+/* How long a peer may be silent in the middle of a request while others want its descriptor. */
+#define SHORT_SILENCE USEC_PER_SEC
 /* Of the connections, this part and at least so many are for requests that do not wait. */
 #define UNPARKED_PART  8
 #define UNPARKED_LEAST 8
@@ -60,6 +67,7 @@ enum connection_watch {
 
 enum acceptor_state {
     ACCEPTOR_LISTENING, /* epoll has the listening socket */
+    ACCEPTOR_SHARING,   /* it does not: the next connections are for the other workers */
     ACCEPTOR_FULL,      /* it does not: there is no descriptor for one more connection */
     ACCEPTOR_STOPPED,   /* it does not, for good */
 };
@@ -88,8 +96,10 @@ struct acceptor {
      * whatever else the peer sends stays where it is. -1: it has to be opened again. */
     int request_file;
     enum acceptor_state state;
-    usec_t retry;     /* ACCEPTOR_FULL: when to look again whether there are descriptors */
-    bool accepted;    /* since the listening socket was last put at the end of the queue */
+    usec_t retry;     /* ACCEPTOR_SHARING and ACCEPTOR_FULL: when to look again */
+    size_t accepted;  /* connections, since acceptor_expire() */
+    size_t burst;     /* how many times in a row it has accepted some, and left the next ones */
+    bool peers_keep;  /* the last request came with FCGI_KEEP_CONN */
     size_t limit;     /* connections that there may be, as far as we know */
     usec_t limit_due; /* when to read the limit again */
     size_t count;     /* in all lists */
@@ -149,6 +159,9 @@ static void acceptor_set_state(struct acceptor *acceptor, enum acceptor_state st
         acceptor->state = ACCEPTOR_FULL;
         acceptor->retry = clock_now() + ACCEPT_PAUSE;
         break;
+    case ACCEPTOR_SHARING:
+        acceptor->retry = clock_now() + SHARE_PAUSE;
+        break;
     case ACCEPTOR_FULL:
         acceptor->retry = clock_now() + ACCEPT_PAUSE;
         break;
@@ -166,7 +179,10 @@ static void acceptor_check_room(struct acceptor *acceptor)
         log_warning("no descriptors for more connections (%zu connections open): accepting again "
                     "when one closes",
             acceptor->count);
-    acceptor_set_state(acceptor, room ? ACCEPTOR_LISTENING : ACCEPTOR_FULL);
+    if (!room)
+        acceptor_set_state(acceptor, ACCEPTOR_FULL);
+    else if (acceptor->state == ACCEPTOR_FULL)
+        acceptor_set_state(acceptor, ACCEPTOR_LISTENING);
 }
 
 static void connection_enter(struct connection *connection, enum connection_state state)
@@ -219,14 +235,13 @@ static void acceptor_give_reserve(struct acceptor *acceptor)
 
 static bool acceptor_prepare_listener(struct acceptor *acceptor)
 {
-    int flags = fcntl(acceptor->listen_fd, F_GETFL), on = 1, domain;
+    int flags = fcntl(acceptor->listen_fd, F_GETFL), domain;
     socklen_t length = sizeof domain;
 
     if (getsockopt(acceptor->listen_fd, SOL_SOCKET, SO_DOMAIN, &domain, &length) != 0)
         return false;
     acceptor->local = domain == AF_UNIX;
-    return flags >= 0 && fcntl(acceptor->listen_fd, F_SETFL, flags | O_NONBLOCK) == 0 &&
-           setsockopt(acceptor->listen_fd, SOL_SOCKET, SO_KEEPALIVE, &on, sizeof on) == 0;
+    return flags >= 0 && fcntl(acceptor->listen_fd, F_SETFL, flags | O_NONBLOCK) == 0;
 }
 
 struct acceptor *acceptor_open(int epoll_fd, int listen_fd)
@@ -242,6 +257,7 @@ struct acceptor *acceptor_open(int epoll_fd, int listen_fd)
     acceptor->request_file = -1;
     acceptor->state = ACCEPTOR_LISTENING;
     acceptor->limit = acceptor_read_limit();
+    acceptor->peers_keep = true; /* as nginx is configured in conf/, until we know better */
     for (size_t i = 0; i < CONNECTION_STATES; i++)
         TAILQ_INIT(&acceptor->lists[i]);
     if (acceptor_fill_reserve(acceptor) && FCGX_Init() == 0 && acceptor_open_file(acceptor) &&
@@ -266,7 +282,7 @@ static struct connection *acceptor_add(struct acceptor *acceptor, int fd, usec_t
     connection->acceptor = acceptor;
     connection->fd = fd;
     connection->heard = now;
-    acceptor->accepted = true;
+    acceptor->accepted++;
     connection_enter(connection, CONNECTION_READING);
     acceptor_check_room(acceptor);
     return connection;
@@ -293,7 +309,12 @@ static size_t acceptor_close_idle(struct acceptor *acceptor, size_t max, const c
 
 static int acceptor_accept_fd(struct acceptor *acceptor)
 {
-    return accept4(acceptor->listen_fd, NULL, NULL, SOCK_NONBLOCK | SOCK_CLOEXEC);
+    int fd = accept4(acceptor->listen_fd, NULL, NULL, SOCK_NONBLOCK | SOCK_CLOEXEC), on = 1;
+
+    /* A peer whose machine has gone must not hold its descriptor for ever. */
+    if (fd >= 0 && !acceptor->local)
+        setsockopt(fd, SOL_SOCKET, SO_KEEPALIVE, &on, sizeof on);
+    return fd;
 }
 
 static bool acceptor_lacks_descriptors(int error)
@@ -316,12 +337,27 @@ static void acceptor_fail(struct acceptor *acceptor, int error, usec_t now)
     acceptor_set_state(acceptor, ACCEPTOR_FULL);
 }
 
+/* Whether this worker may accept one more connection in this turn. */
+static bool acceptor_may_accept(const struct acceptor *acceptor)
+{
+    switch (acceptor->state) {
+    case ACCEPTOR_LISTENING:
+        return !acceptor->peers_keep || acceptor->accepted < 1 + acceptor->burst / SHARE_GROWTH;
+    case ACCEPTOR_STOPPED:
+        return true;
+    case ACCEPTOR_SHARING:
+    case ACCEPTOR_FULL:
+        break;
+    }
+    return false;
+}
+
 struct connection *acceptor_accept(struct acceptor *acceptor, usec_t now)
 {
     static const char reason[] = "idle, and its descriptor is needed";
     int fd;
 
-    if (acceptor->state != ACCEPTOR_LISTENING)
+    if (!acceptor_may_accept(acceptor))
         return NULL;
     if (acceptor->count >= acceptor->limit && acceptor_close_idle(acceptor, 1, reason) == 0)
         return NULL;
@@ -334,12 +370,22 @@ struct connection *acceptor_accept(struct acceptor *acceptor, usec_t now)
     return NULL;
 }
 
-usec_t acceptor_due(const struct acceptor *acceptor)
+/* When the peer that has been silent in mid-request for longest has been silent for too long. */
+static usec_t acceptor_silence_due(const struct acceptor *acceptor)
 {
     const struct connection *first = TAILQ_FIRST(&acceptor->lists[CONNECTION_READING]);
-    usec_t due = first ? first->heard + CONNECTION_SILENCE : USEC_NEVER;
+    usec_t silence = acceptor->state == ACCEPTOR_FULL ? SHORT_SILENCE : CONNECTION_SILENCE;
 
-    return acceptor->state == ACCEPTOR_FULL ? usec_min(due, acceptor->retry) : due;
+    return first ? first->heard + silence : USEC_NEVER;
+}
+
+usec_t acceptor_due(const struct acceptor *acceptor)
+{
+    usec_t due = acceptor_silence_due(acceptor);
+
+    if (acceptor->state == ACCEPTOR_SHARING || acceptor->state == ACCEPTOR_FULL)
+        due = usec_min(due, acceptor->retry);
+    return due;
 }
 
 /* The limit may have been changed, or have been too low a belief. */
@@ -351,31 +397,39 @@ static void acceptor_refresh_limit(struct acceptor *acceptor, usec_t now)
         return;
     acceptor->limit = acceptor_read_limit();
     acceptor->limit_due = now + ACCEPT_PAUSE;
-    acceptor->retry = now + ACCEPT_PAUSE;
+    if (acceptor->state == ACCEPTOR_FULL)
+        acceptor->retry = now + ACCEPT_PAUSE;
     acceptor_check_room(acceptor);
 }
 
-/* Whoever is added to the queue of a listening socket goes to its end, and EPOLLEXCLUSIVE wakes the
- * first who sleeps: without this it would be the same worker each time. */
-static void acceptor_rotate(struct acceptor *acceptor)
+/*
+ * Lets the other workers have the next connections. EPOLLEXCLUSIVE wakes the first sleeper in the
+ * queue of the listening socket, which would be the same worker each time; whoever is added to the
+ * queue goes to its end. That suffices while connections come one by one, or are not kept. Where
+ * they are kept, the share in a burst matters for long, and a worker that is awake already would
+ * take most of it.
+ */
+static void acceptor_share(struct acceptor *acceptor, usec_t now)
 {
-    if (acceptor->accepted && acceptor->state == ACCEPTOR_LISTENING) {
-        acceptor_unwatch(acceptor);
-        if (!acceptor_watch(acceptor))
-            acceptor_set_state(acceptor, ACCEPTOR_FULL);
+    if (acceptor->state == ACCEPTOR_SHARING && now >= acceptor->retry) {
+        acceptor_set_state(acceptor, ACCEPTOR_LISTENING);
+    } else if (acceptor->state == ACCEPTOR_LISTENING) {
+        acceptor->burst = acceptor->accepted > 0 ? acceptor->burst + 1 : 0;
+        if (acceptor->accepted > 0)
+            acceptor_set_state(acceptor, ACCEPTOR_SHARING);
+        if (!acceptor->peers_keep)
+            acceptor_set_state(acceptor, ACCEPTOR_LISTENING);
     }
-    acceptor->accepted = false;
+    acceptor->accepted = 0;
 }
 
 void acceptor_expire(struct acceptor *acceptor, usec_t now)
 {
-    struct connection *first;
-
-    while ((first = TAILQ_FIRST(&acceptor->lists[CONNECTION_READING])) &&
-           first->heard + CONNECTION_SILENCE <= now)
-        connection_close(first, "silent in mid-request");
+    while (acceptor_silence_due(acceptor) <= now)
+        connection_close(
+            TAILQ_FIRST(&acceptor->lists[CONNECTION_READING]), "silent in mid-request");
     acceptor_refresh_limit(acceptor, now);
-    acceptor_rotate(acceptor);
+    acceptor_share(acceptor, now);
 }
 
 void acceptor_stop(struct acceptor *acceptor)
@@ -588,6 +642,7 @@ static enum connection_event connection_open(struct connection *connection)
             return connection_drop(connection, "out of memory");
     }
     record_forget(&connection->reader);
+    connection->acceptor->peers_keep = connection->reader.keep;
     connection_set_state(connection, CONNECTION_OPEN);
     return event;
 }

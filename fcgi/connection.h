@@ -18,7 +18,8 @@ struct acceptor;
 /* One connection, with at most one request at a time. */
 struct connection;
 
-/* How long a peer may be silent in the middle of a request, or before its first one. */
+/* How long a peer may be silent in the middle of a request, or before its first one. Less where
+ * there is no descriptor for one more connection. */
 #define CONNECTION_SILENCE (5 * USEC_PER_SEC)
 
 /* What has come of reading. */
@@ -34,8 +35,8 @@ enum connection_event {
 /*
  * Makes libfcgi ready and adds the listening socket to the epoll instance, with data.ptr = NULL;
  * connections that are waited for are added with data.ptr = the connection. Both descriptors stay
- * the caller's; the listening socket is set non-blocking, and SO_KEEPALIVE, which connections
- * inherit. NULL, with a line in the log, if that cannot be done.
+ * the caller's; the listening socket is set non-blocking. NULL, with a line in the log, if that
+ * cannot be done.
  *
  * How many connections there may be follows from RLIMIT_NOFILE, which is read again each second. At
  * that number idle connections are closed for new ones, the oldest first. Where none is idle the
@@ -57,13 +58,14 @@ usec_t acceptor_due(const struct acceptor *acceptor);
 
 /*
  * To be called once in each turn of the loop, after acceptor_accept(). Closes connections that were
- * silent for too long, accepts again when there may be descriptors again, and sends a worker that
- * has accepted to the end of the queue of those that share the listening socket.
+ * silent for too long, accepts again when there may be descriptors again, and leaves the next
+ * connections to the other workers when this one has accepted some.
  */
 void acceptor_expire(struct acceptor *acceptor, usec_t now);
 
-/* Accepts no more, and closes the connections that are between two requests.
- * The others close when their request is answered. */
+/* Watches the listening socket no more, and closes the connections that are between two requests.
+ * The others close when their request is answered. What waits to be accepted still can be, by
+ * acceptor_accept(). */
 void acceptor_stop(struct acceptor *acceptor);
 
 /* How many connections are open. */

@@ -289,8 +289,8 @@ static void worker_begin_stopping(struct worker *worker, usec_t now)
         return;
     log_debug("stopping with %zu connections open", acceptor_count(worker->acceptor));
     worker->stop_due = now + STOP_GRACE;
-    worker_accept(worker, now);
     acceptor_stop(worker->acceptor);
+    worker_accept(worker, now);
     waiting_stop(worker->waiting, now + STOP_ASK);
 }
 
