@@ -1,6 +1,7 @@
 /* SPDX-License-Identifier: GPL-3.0-or-later */
 #include "fuzz.h"
 
+#include <limits.h>
 #include <stdbool.h>
 
 #include "waiting.h"
@@ -15,8 +16,8 @@
  * its end the caller runs on until nothing is left to do.
  */
 
-#define KEYS_MAX    700
-#define GUESTS_MAX  1500
+#define KEYS_MAX    400
+#define GUESTS_MAX  700
 #define PARK_PLENTY 100000
 #define BATCHES_MAX UINT64_MAX
 
@@ -61,6 +62,7 @@ enum fuzz_need {
     NEED_LAST,
     NEED_CLAIMED,
     NEED_UNCLAIMED,
+    NEEDS /* how many there are */
 };
 
 /* What the model knows of one key. */
@@ -68,6 +70,7 @@ struct fuzz_key {
     char session[16];
     size_t count[STATES], guests;
     bool in_batch;
+    const struct session_answer *answer; /* while the batch that asked for it is settled */
     bool looked_up, claimed;
     enum session_status status;
     unsigned order;     /* 0: none */
@@ -116,7 +119,8 @@ static struct fuzz_world {
     bool claimed_first; /* since the last change was seen no claimed key was polled */
     bool poll_is_free;  /* the poll under way is the first of claimed keys after a change */
     usec_t polling;     /* what polls within the budget took, at least */
-    struct fuzz_debt debts[NEED_UNCLAIMED + 1];
+    struct fuzz_debt debts[NEEDS];
+    size_t needs[NEEDS]; /* keys by need */
 } w;
 
 /* ---- The database ---- */
@@ -220,11 +224,7 @@ static enum fuzz_need model_need(const struct fuzz_key *key)
 
 static size_t model_count_need(enum fuzz_need need)
 {
-    size_t count = 0;
-
-    for (size_t i = 0; i < w.key_count; i++)
-        count += w.keys[i].need == need;
-    return count;
+    return w.needs[need];
 }
 
 /* By which batch a key has to be asked about, if those who came first go first. */
@@ -234,6 +234,7 @@ static uint64_t model_bound(enum fuzz_need need)
 
     switch (need) {
     case NEED_NOTHING:
+    case NEEDS:
         break;
     case NEED_NEW:
         return w.sent_everything + 1 + (count + NEW_SHARE - 1) / NEW_SHARE;
@@ -258,6 +259,7 @@ static uint64_t model_batches(enum fuzz_need need)
     case NEED_UNCLAIMED:
         return w.sent_unclaimed;
     case NEED_NOTHING:
+    case NEEDS:
         break;
     }
     return 0;
@@ -313,6 +315,7 @@ static void model_update_keys(void)
 {
     static bool changed[KEYS_MAX];
 
+    memset(w.needs, 0, sizeof w.needs);
     for (size_t i = 0; i < w.key_count; i++) {
         struct fuzz_key *key = &w.keys[i];
         enum fuzz_need need;
@@ -322,6 +325,7 @@ static void model_update_keys(void)
         need = model_need(key);
         changed[i] = need != key->need;
         key->need = need;
+        w.needs[need]++;
     }
     for (size_t i = 0; i < w.key_count; i++) {
         struct fuzz_key *key = &w.keys[i];
@@ -351,6 +355,7 @@ static enum watch_place model_place(const struct fuzz_key *key)
     case NEED_UNCLAIMED:
         return WATCH_UNCLAIMED;
     case NEED_NOTHING:
+    case NEEDS:
         break;
     }
     return WATCH_AWAY;
@@ -509,39 +514,42 @@ static size_t caller_find_guest(const struct waiter *waiter)
     return i;
 }
 
-/* Takes one outcome; false if there was none. */
-static bool caller_take_outcome(bool answer)
+static void caller_take_outcome(struct waiter *waiter, bool answer)
 {
-    struct waiter *waiter = waiting_outcome(w.waiting);
-    struct fuzz_guest *guest;
-    size_t index;
+    size_t index = caller_find_guest(waiter);
+    struct fuzz_guest *guest = w.guests[index];
 
-    if (!waiter) {
-        CHECK(
-            model_count(WAITER_SETTLED) + model_count(WAITER_KNOWN) + model_count(WAITER_FAILED) ==
-            0);
-        return false;
-    }
-    index = caller_find_guest(waiter);
-    guest = w.guests[index];
-    CHECK(guest->state == waiter->state);
-    model_expect_no_change();
+    CHECK(guest->state >= WAITER_SETTLED && guest->state == waiter->state);
     if (guest->state == WAITER_SETTLED && !answer) {
         guest->allowed = STATE(PARKED);
         waiting_park(w.waiting, waiter);
     } else {
-        CHECK(guest->state >= WAITER_SETTLED);
         caller_remove_guest(index);
     }
-    model_accept();
-    return true;
 }
 
-/* The caller answers every n-th of those that could be parked; 0: it parks all. */
-static void caller_take_outcomes(unsigned nth)
+static size_t model_count_outcomes(void)
 {
-    for (unsigned i = 1; caller_take_outcome(nth > 0 && i % nth == 0); i++)
-        ;
+    return model_count(WAITER_SETTLED) + model_count(WAITER_KNOWN) + model_count(WAITER_FAILED);
+}
+
+/* Takes outcomes, at most max. Of those that could be parked the caller answers every n-th; 0: it
+ * parks all. */
+static void caller_take_outcomes(unsigned max, unsigned nth)
+{
+    struct waiter *waiter = NULL;
+
+    model_expect_no_change();
+    for (unsigned i = 1; i <= max && (waiter = waiting_outcome(w.waiting)); i++)
+        caller_take_outcome(waiter, nth > 0 && i % nth == 0);
+    model_accept();
+    CHECK(waiter || max == 0 || model_count_outcomes() == 0);
+}
+
+static void caller_take_all_outcomes(void)
+{
+    caller_take_outcomes(UINT_MAX, 0);
+    CHECK(!waiting_outcome(w.waiting));
 }
 
 /* ---- The caller: time and stopping ---- */
@@ -569,7 +577,7 @@ static unsigned model_expired(const struct fuzz_guest *guest)
 
 static void caller_expire(void)
 {
-    caller_take_outcomes(0);
+    caller_take_all_outcomes();
     for (size_t i = 0; i < w.guest_count; i++)
         w.guests[i]->allowed = model_expired(w.guests[i]);
     waiting_expire(w.waiting, w.now);
@@ -579,7 +587,7 @@ static void caller_expire(void)
 
 static void caller_stop(usec_t limit)
 {
-    caller_take_outcomes(0);
+    caller_take_all_outcomes();
     model_expect_no_change();
     for (size_t i = 0; i < w.guest_count; i++)
         if (w.guests[i]->state == WAITER_PARKED)
@@ -694,7 +702,7 @@ static void model_check_poll(size_t claimed, size_t unclaimed)
 
 static void model_check_batch(void)
 {
-    size_t needs[NEED_UNCLAIMED + 1] = {0};
+    size_t needs[NEEDS] = {0};
 
     CHECK(w.batch.count > 0 && w.batch.count <= SESSION_BATCH_MAX);
     for (size_t i = 0; i < w.batch.count; i++) {
@@ -771,6 +779,8 @@ static unsigned model_settled(const struct fuzz_guest *guest, const struct sessi
     bool asked_in_time = guest->asked < w.sent;
     bool everything = w.batch.question == QUESTION_EVERYTHING;
 
+    if (!answer)
+        return 1u << guest->state;
     switch (guest->state) {
     case WAITER_NEW:
         if (!asked_in_time)
@@ -848,20 +858,17 @@ static void caller_settle(size_t limit)
     static char names[SESSION_BATCH_MAX][32];
     size_t before = model_count(WAITER_PARKED) + model_count(WAITER_SETTLED);
 
-    model_expect_no_change();
     for (size_t i = 0; i < w.batch.count; i++) {
         size_t number = model_key_of(w.batch.keys[i]);
 
         answers[i] = fuzz_database_answer(number, names[i]);
-        for (size_t j = 0; j < w.guest_count; j++)
-            if (w.guests[j]->key == number)
-                w.guests[j]->allowed = model_settled(w.guests[j], &answers[i]);
-    }
-    for (size_t i = 0; i < w.batch.count; i++) {
-        size_t number = model_key_of(w.batch.keys[i]);
-
+        w.keys[number].answer = &answers[i];
         model_learn(&w.keys[number], &answers[i], w.snapshot[number].order);
     }
+    for (size_t i = 0; i < w.guest_count; i++)
+        w.guests[i]->allowed = model_settled(w.guests[i], w.keys[w.guests[i]->key].answer);
+    for (size_t i = 0; i < w.batch.count; i++)
+        w.keys[model_key_of(w.batch.keys[i])].answer = NULL;
     if (w.batch.question == QUESTION_PAYMENT)
         model_charge_poll();
     w.flight = FLIGHT_NONE;
@@ -919,7 +926,7 @@ static void caller_begin(void)
 {
     if (w.flight != FLIGHT_NONE)
         return;
-    caller_take_outcomes(0);
+    caller_take_all_outcomes();
     caller_ask();
 }
 
@@ -944,7 +951,7 @@ static bool caller_turn(unsigned flags, usec_t took)
     enum waiting_step step;
 
     caller_expire();
-    caller_take_outcomes(0);
+    caller_take_all_outcomes();
     if (flags & RUN_NEWCOMERS) {
         caller_add(w.commit % w.key_count, w.now);
         model_accept();
@@ -955,7 +962,7 @@ static bool caller_turn(unsigned flags, usec_t took)
              : step == WAITING_BATCH || flags & RUN_LONG_ROAD ? took
                                                               : took / 8;
     caller_report(PARK_PLENTY);
-    caller_take_outcomes(0);
+    caller_take_all_outcomes();
     return step != WAITING_NOTHING;
 }
 
@@ -1041,9 +1048,9 @@ static void caller_act(uint8_t action)
         else if (argument == 1 && !w.stopping)
             caller_stop(w.now + fuzz_duration());
         else if (argument % 2)
-            caller_take_outcomes(argument);
+            caller_take_outcomes(UINT_MAX, argument);
         else
-            caller_take_outcome(argument % 4 == 0);
+            caller_take_outcomes(argument, argument / 4);
         break;
     case 13:
         caller_expire();
@@ -1061,14 +1068,15 @@ static void caller_act(uint8_t action)
 static void fuzz_begin_world(const uint8_t *data, size_t size)
 {
     static const usec_t patiences[] = {2 * USEC_PER_SEC, 1, 10 * USEC_PER_MS, 20 * USEC_PER_SEC};
-    static const usec_t intervals[] = {25 * USEC_PER_MS, 1, 500 * USEC_PER_MS, USEC_PER_MS};
+    static const usec_t intervals[] = {
+        25 * USEC_PER_MS, 5 * USEC_PER_MS, 500 * USEC_PER_MS, USEC_PER_MS};
     uint8_t keys, times;
 
     memset(&w, 0, sizeof w);
     w.input = (struct fuzz_input){data, size};
     keys = fuzz_byte(&w.input);
     times = fuzz_byte(&w.input);
-    w.key_count = keys % 4 == 0 ? KEYS_MAX : keys / 4 % 8 + 1u;
+    w.key_count = keys % 16 == 0 ? KEYS_MAX : keys / 16 % 8 + 1u;
     w.interval = intervals[times % 4];
     w.patience = patiences[times / 4 % 4];
     w.now = w.start = times & 128 ? 1 : 1000 * USEC_PER_SEC;
@@ -1085,10 +1093,10 @@ static void fuzz_begin_world(const uint8_t *data, size_t size)
 /* The caller goes on until a quiet database has nothing more to tell. */
 static void fuzz_settle_world(void)
 {
-    unsigned rounds = 2 * (unsigned)w.key_count + 50;
-
     w.commit++;
-    caller_run(RUN_SLEEPS, rounds, 100);
+    caller_run(RUN_SLEEPS, 50, 100);
+    for (unsigned i = 0; i < 5000 && model_poll_is_owed(); i++)
+        caller_run(RUN_SLEEPS, 1, 100);
     CHECK(!model_poll_is_owed());
 }
 
@@ -1099,7 +1107,7 @@ static void fuzz_end_world(bool abandon)
         caller_report_failure();
         caller_stop(w.now);
         caller_expire();
-        caller_take_outcomes(0);
+        caller_take_all_outcomes();
         CHECK(w.guest_count == 0);
     }
     model_expect_no_change();
