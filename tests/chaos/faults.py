@@ -157,7 +157,8 @@ class Processes:
                 self.timeline.violation(f"the pool ended with status {status} at {number.name}")
         except (subprocess.TimeoutExpired, AssertionError) as trouble:
             self.timeline.violation(f"the pool did not stop at {number.name} in {now() - begun:.1f} s: {trouble}")
-            self.pool.kill()
+            with self.timeline.span(Kind.KILLED):
+                self.pool.kill()
 
     def kill(self, victim, **_):
         self._kill(self._victim(victim))

@@ -153,6 +153,7 @@ class Asked:
     peer: str
     key: object
     wait: float
+    opened: float = math.inf    # when its connection was
     sent: float = math.inf      # before the last byte was sent
     arrived: float = math.inf   # after it was sent
     ended: float = math.inf
@@ -328,23 +329,27 @@ class Judge:
     # Whether it may be lost.
 
     def _lost(self, asked):
-        met = self.timeline.met
-        if met(Kind.KILLED, asked.sent - (GRACE if asked.nginx else 0), asked.ended) and any(
-                asked.ended <= span.end + GRACE + self.timeline.stalled(asked.sent, asked.ended)
-                for span in met(Kind.KILLED, asked.sent - GRACE, asked.ended)):
-            return None
-        # A pool that stops answers all that it has accepted, and what waits in the backlog; nginx needs
-        # a moment to hand a request over.
-        for span in met(Kind.DOWN, asked.sent - GRACE, asked.ended):
-            if asked.sent >= span.begin - (GRACE if asked.nginx else 0):
-                return None
-        if met(Kind.DOWN, asked.sent, asked.ended) and (met(Kind.SHORT, asked.sent - GRACE, asked.ended)
-                                                       or met(Kind.FROZEN, asked.sent - GRACE, asked.ended)):
-            return None
-        # A connection between two requests may be closed at any time when the worker leaves, or needs descriptors.
-        if asked.reused and (met(Kind.LEAVING, asked.sent - GRACE, asked.ended) or met(Kind.SHORT, asked.sent - GRACE, asked.ended)):
+        if (self._killed(asked) or self._shut_out(asked)
+                or asked.reused and any(self.timeline.met(kind, asked.opened, asked.ended)
+                                        for kind in (Kind.LEAVING, Kind.SHORT))):
             return None
         return "502 without a killed worker" if asked.status == 502 else "closed without an answer"
+
+    def _killed(self, asked):
+        """Its worker may have been killed: the connection is closed then, and the peer notices when it sends, or at once."""
+        slack = GRACE + self.timeline.stalled(asked.sent, asked.ended)
+        return any(span.begin <= asked.sent or asked.ended <= span.end + slack
+                   for span in self.timeline.met(Kind.KILLED, min(asked.opened, asked.sent - slack * asked.nginx), asked.ended))
+
+    def _shut_out(self, asked):
+        """It came when the pool had been told to stop. What was sent before is answered, out of the backlog too,
+        unless a worker cannot accept. nginx needs a moment to hand a request over."""
+        met = self.timeline.met
+        for span in met(Kind.DOWN, asked.opened - GRACE * asked.nginx, asked.ended):
+            cannot_accept = any(met(kind, asked.sent - GRACE, asked.ended) for kind in (Kind.SHORT, Kind.FROZEN, Kind.KILLED))
+            if cannot_accept or asked.sent >= span.begin - GRACE * asked.nginx:
+                return True
+        return False
 
     def _refused(self, asked):
         if self.timeline.met(Kind.DOWN, asked.sent, asked.ended):

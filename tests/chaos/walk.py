@@ -37,7 +37,9 @@ from servers import LOG_LINE, Nginx, Pool, Postgres, children, location, make_sh
 from shop import Key, Merchant, Writer  # noqa: E402
 
 DB = "shop"
-KINDS = {*Database.KINDS, *Processes.KINDS, *Peers.ORDINARY, *Peers.RUDE, "hunghost", "descriptors"}
+KINDS = {*Database.KINDS, *Processes.KINDS, *Peers.ORDINARY, *Peers.RUDE, "hunghost", "descriptors", "relapse"}
+# An outage, a long time in which nobody asks, and a short outage: seconds, the lull, the faults of the database.
+RELAPSE = (22, (1, 18), [(1, "away", {"seconds": 5}), (18, "restart", {"seconds": 0.1})])
 # A driver that was late by this did not run, or its machine did not.
 STALL = 0.25
 
@@ -97,10 +99,9 @@ def draw_faults(chance, track, seconds, db_timeout, moments):
     return plan
 
 
-def draw_peers(chance, keys, seconds, moments):
-    """Peers arrive at random, but for a lull; the deadlines of some coincide with a moment of something else."""
+def draw_peers(chance, keys, seconds, moments, lull):
+    """Peers arrive at random, but for a lull (begin, end); the deadlines of some coincide with one of the `moments`."""
     kinds = {**Peers.ORDINARY, **Peers.RUDE}
-    lull = chance.uniform(0, 2 * seconds)
     plan, at = [], 0.0
     while (at := at + chance.expovariate(chance.choice([10, 20, 40]))) < seconds:
         kind = chance.choices(list(kinds), kinds.values())[0]
@@ -109,7 +110,7 @@ def draw_peers(chance, keys, seconds, moments):
         if later and chance.random() < 0.3:
             wait = max(0, chance.choice(later) - at + chance.uniform(-0.05, 0.05))
         seed = chance.randrange(2 ** 32)
-        if not lull <= at < lull + 3:
+        if not lull[0] <= at < lull[1]:
             plan.append((round(at, 3), kind, chance.choice(keys), round(wait, 3), seed))
     return plan
 
@@ -131,14 +132,18 @@ def make_plan(seed, seconds, chosen=frozenset(KINDS), prefix=MARKER, serial=1000
     opening = [merchant.deed(-1) for _ in range(10)]
     chance = part("deeds")
     deeds = [merchant.deed(round(at, 3)) for at in sorted(chance.uniform(0, seconds) for _ in range(int(4 * seconds)))]
+    lull = part("lull").uniform(0, 2 * seconds)
+    lull = (lull, lull + 3)
     chance, timeout = part("faults"), setup.db_timeout / 1000
     database = only(draw_faults(chance, Database, seconds, timeout, []))
     database = database if chance.random() < 0.8 else []
     within = [(at, at + parameters["seconds"] + 0.3) for at, _, parameters in database]
     processes = only(draw_faults(chance, Processes, seconds, timeout, within))
     processes = processes if chance.random() < 0.8 else []
+    if "relapse" in chosen and part("relapse").random() < 0.1:
+        seconds, lull, database, processes = *RELAPSE, []
     moments = [deed.at for deed in deeds] + [at for span in within for at in span] + [at for at, *_ in processes] * 3
-    peers = only(draw_peers(part("peers"), keys, seconds, moments))
+    peers = only(draw_peers(part("peers"), keys, seconds, moments, lull))
     return Plan(seed, seconds, setup, keys, opening, deeds, {Database: database, Processes: processes}, peers)
 
 
