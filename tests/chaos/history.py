@@ -19,6 +19,8 @@ import time
 SOON = 2.0
 # What an answer may be late beyond its deadline and --db-timeout; also the time of a recovery.
 GRACE = 1.0
+# While all is well nobody is later than this, whatever --db-timeout is.
+PROMPT = 1.5
 # A request that has been there so long with a healthy database has been looked up.
 LOOKED_UP = 1.0
 # Clocks and timers are rounded: an answer may be early by so much.
@@ -247,12 +249,14 @@ class Judge:
     # Whether it came when it should.
 
     def _late(self, asked):
-        begin = self._served_from(asked)
-        limit = begin + asked.wait + self.rules.db_timeout + GRACE
-        limit += self.timeline.stalled(asked.sent, asked.ended)
-        if asked.outcome is Outcome.SILENT:
-            return None if asked.ended <= limit else "no answer"
-        return f"{asked.ended - limit:.3f} s later than deadline, --db-timeout and grace" if asked.ended > limit else None
+        allowed = self.rules.db_timeout + GRACE
+        if self._healthy(asked.sent, asked.ended):
+            allowed = min(allowed, PROMPT)
+        limit = self._served_from(asked) + asked.wait + allowed + self.timeline.stalled(asked.sent, asked.ended)
+        if asked.ended <= limit:
+            return None
+        return ("no answer" if asked.outcome is Outcome.SILENT else
+                f"{asked.ended - limit:.3f} s later than it may be, {asked.ended - asked.deadline:.3f} s after the deadline")
 
     def _served_from(self, asked):
         """When the last worker that may have had the request began to have time for it."""

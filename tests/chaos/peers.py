@@ -21,10 +21,10 @@ PATIENCE = 15.0
 class Peers:
     """`ordinary` and `rude` kinds are methods; all requests are in `asked`."""
 
-    ORDINARY = {"shopper": 40, "browser": 25, "keeper": 6, "piecemeal": 6, "halfcloser": 4, "odd": 5, "head": 3,
-                "stranger": 4}
-    RUDE = {"half": 3, "leaver": 5, "resetter": 2, "aborter": 3, "babbler": 3, "sequel": 6, "deaf": 2, "manager": 2,
-            "garbage": 2, "deserter": 3, "flood": 2}
+    ORDINARY = {"shopper": 80, "browser": 50, "keeper": 12, "piecemeal": 12, "halfcloser": 8, "odd": 10, "head": 6,
+                "stranger": 8}
+    RUDE = {"half": 6, "leaver": 10, "resetter": 4, "aborter": 6, "babbler": 6, "sequel": 12, "deaf": 4, "manager": 4,
+            "garbage": 4, "deserter": 6, "flood": 4, "crowd": 1, "loiterers": 1}
 
     def __init__(self, address, port, max_wait):
         self.address = address
@@ -122,12 +122,20 @@ class Peers:
 
     # Rude.
 
-    async def flood(self, peer, key, wait, chance):
+    async def flood(self, peer, key, wait, chance, most=60):
         """Many at the same time, for one session or several, whose deadlines coincide."""
         keys = [key if chance.random() < 0.5 else key._replace(session=f"{key.session}-{chance.randrange(5)}")
-                for _ in range(chance.randint(20, 60))]
+                for _ in range(chance.randint(most // 3, most))]
         ask = chance.choice([self.shopper, self.browser])
         await asyncio.gather(*(ask(peer, each, wait, chance) for each in keys), return_exceptions=True)
+
+    async def crowd(self, peer, key, wait, chance):
+        """More than there may be descriptors for."""
+        await self.flood(peer, key, 2 + wait / 2, chance, most=400)
+
+    async def loiterers(self, peer, key, wait, chance):
+        """Many who keep a connection and ask for nothing."""
+        await asyncio.gather(*(self.manager(peer, key, wait, chance) for _ in range(200)), return_exceptions=True)
 
     async def half(self, peer, key, wait, chance):
         """Part of a request, and then nothing."""

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
 """The merchant of a walk: the only writer of the tables, whose every commit goes into the timeline."""
 
+import collections
 import dataclasses
 import threading
 import time
@@ -78,50 +79,56 @@ def drop_sql(order):
 class Merchant:
     """Makes up deeds that are possible one after the other, from a random.Random."""
 
-    def __init__(self, random, keys, prefix, serial):
+    def __init__(self, random, prefix, serial):
         self.random = random
-        self.keys = keys
         self.prefix = prefix
         self.serial = serial
         self.creation = int(time.time() * 1_000_000)
-        self.orders = {key: {} for key in keys}  # order id -> Order
+        self.orders = collections.defaultdict(dict)  # key -> order id -> Order
         self.claimed = set()
 
-    def deed(self, at):
-        key = self.random.choice(self.keys)
+    WEIGHTS = {"offer": 3, "claim": 4, "unclaim": 3, "pay": 4, "drop": 1}
+
+    def deed(self, at, keys):
+        """One for any of these keys."""
+        key = self.random.choice(keys)
         unpaid = [order for order in self.orders[key].values() if not order.paid]
         claimed = [order for order in unpaid if order.order_id in self.claimed]
         offered = [order for order in unpaid if order.order_id not in self.claimed]
-        name = self.random.choices(["offer", "claim", "pay", "unclaim", "drop"], [4, 3, 4, 2, 1])[0]
-        if not unpaid or name == "offer":
-            return self._offer(at, key)
-        if name == "claim" and offered:
-            order = self.random.choice(offered)
-            self.claimed.add(order.order_id)
-            return self._deed(at, name, key, order, claim_sql(order, keep=self.random.random() < 0.5))
-        if name == "unclaim" and claimed:
-            order = self.random.choice(claimed)
-            self.claimed.remove(order.order_id)
-            return self._deed(at, name, key, order, unclaim_sql(order))
-        order = self.random.choice(unpaid)
-        if name == "drop":
-            del self.orders[key][order.order_id]
-            self.claimed.discard(order.order_id)
-            return self._deed(at, name, key, order, drop_sql(order))
-        self.orders[key][order.order_id] = dataclasses.replace(order, paid=True)
-        self.claimed.discard(order.order_id)
-        return self._deed(at, "pay", key, order, pay_sql(order))
+        candidates = {"claim": offered, "unclaim": claimed, "pay": unpaid, "drop": unpaid}
+        names = ["offer", *(name for name, orders in candidates.items() if orders)]
+        name = self.random.choices(names, [self.WEIGHTS[name] for name in names])[0]
+        order = self._new_order(key) if name == "offer" else self.random.choice(candidates[name])
+        sql = getattr(self, f"_{name}")(key, order)
+        return Deed(at, name, key, order.order_id, sql, tuple(self.orders[key].values()))
 
-    def _offer(self, at, key):
+    def _new_order(self, key):
         self.serial += 1
         # Sometimes of the same microsecond as the one before, or older: the serial number, or the time, decides.
         self.creation += self.random.choice([0, 1, 1_000_000, 1_000_000, -5])
-        order = Order(f"{self.prefix}order-{self.serial}", self.creation, self.serial)
-        self.orders[key][order.order_id] = order
-        return self._deed(at, "offer", key, order, offer_sql(key, order))
+        return Order(f"{self.prefix}order-{self.serial}", self.creation, self.serial)
 
-    def _deed(self, at, name, key, order, sql):
-        return Deed(at, name, key, order.order_id, sql, tuple(self.orders[key].values()))
+    def _offer(self, key, order):
+        self.orders[key][order.order_id] = order
+        return offer_sql(key, order)
+
+    def _claim(self, _, order):
+        self.claimed.add(order.order_id)
+        return claim_sql(order, keep=self.random.random() < 0.5)
+
+    def _unclaim(self, _, order):
+        self.claimed.remove(order.order_id)
+        return unclaim_sql(order)
+
+    def _pay(self, key, order):
+        self.claimed.discard(order.order_id)
+        self.orders[key][order.order_id] = dataclasses.replace(order, paid=True)
+        return pay_sql(order)
+
+    def _drop(self, key, order):
+        self.claimed.discard(order.order_id)
+        del self.orders[key][order.order_id]
+        return drop_sql(order)
 
 
 class Writer:

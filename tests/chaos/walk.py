@@ -99,19 +99,26 @@ def draw_faults(chance, track, seconds, db_timeout, moments):
     return plan
 
 
+def current_keys(keys, at):
+    """Those that are asked about and dealt with at this time: most others are paid already, or not yet known."""
+    begin = int(2 * max(at, 0))
+    return keys[begin:begin + 8]
+
+
 def draw_peers(chance, keys, seconds, moments, lull):
     """Peers arrive at random, but for a lull (begin, end); the deadlines of some coincide with one of the `moments`."""
     kinds = {**Peers.ORDINARY, **Peers.RUDE}
     plan, at = [], 0.0
-    while (at := at + chance.expovariate(chance.choice([10, 20, 40]))) < seconds:
+    while (at := at + chance.expovariate(chance.choice([15, 30, 60]))) < seconds:
         kind = chance.choices(list(kinds), kinds.values())[0]
-        wait = chance.choice([0, 0, 0.05, 0.2, 0.5, 1, 1.5, 2.5, 3, 4])
+        wait = chance.choice([0, 0, 0.05, 0.2, 0.5, 1, 1.5, 2.5, 3, 4, 6])
         later = [moment for moment in moments if 0 < moment - at < 5]
         if later and chance.random() < 0.3:
             wait = max(0, chance.choice(later) - at + chance.uniform(-0.05, 0.05))
         seed = chance.randrange(2 ** 32)
         if not lull[0] <= at < lull[1]:
-            plan.append((round(at, 3), kind, chance.choice(keys), round(wait, 3), seed))
+            wait = min(wait, seconds + 3 - at)
+            plan.append((round(at, 3), kind, chance.choice(current_keys(keys, at)), round(wait, 3), seed))
     return plan
 
 
@@ -123,15 +130,18 @@ def make_plan(seed, seconds, chosen=frozenset(KINDS), prefix=MARKER, serial=1000
     def only(events):
         return [event for event in events if event[1] in chosen]
 
+    relapse = "relapse" in chosen and part("relapse").random() < 0.1
+    seconds = RELAPSE[0] if relapse else seconds
     setup = draw_setup(part("setup"))
     setup.hung_host &= "hunghost" in chosen
     setup.descriptors = setup.descriptors if "descriptors" in chosen else None
     keys = [Key(part(f"instance {n}").choice(["shop", "shop", "shop", ""]), f"{prefix}ä/{n}",
-                f"https://shop.example/{prefix}{n % 4}?a=1&b=2") for n in range(10)]
-    merchant = Merchant(part("merchant"), keys, prefix, serial)
-    opening = [merchant.deed(-1) for _ in range(10)]
+                f"https://shop.example/{prefix}{n % 4}?a=1&b=2") for n in range(int(2 * seconds) + 8)]
+    merchant = Merchant(part("merchant"), prefix, serial)
+    opening = [merchant.deed(-1, current_keys(keys, 0)) for _ in range(8)]
     chance = part("deeds")
-    deeds = [merchant.deed(round(at, 3)) for at in sorted(chance.uniform(0, seconds) for _ in range(int(4 * seconds)))]
+    deeds = [merchant.deed(round(at, 3), current_keys(keys, at))
+             for at in sorted(chance.uniform(0, seconds) for _ in range(int(4 * seconds)))]
     lull = part("lull").uniform(0, 2 * seconds)
     lull = (lull, lull + 3)
     chance, timeout = part("faults"), setup.db_timeout / 1000
@@ -140,8 +150,8 @@ def make_plan(seed, seconds, chosen=frozenset(KINDS), prefix=MARKER, serial=1000
     within = [(at, at + parameters["seconds"] + 0.3) for at, _, parameters in database]
     processes = only(draw_faults(chance, Processes, seconds, timeout, within))
     processes = processes if chance.random() < 0.8 else []
-    if "relapse" in chosen and part("relapse").random() < 0.1:
-        seconds, lull, database, processes = *RELAPSE, []
+    if relapse:
+        lull, database, processes = *RELAPSE[1:], []
     moments = [deed.at for deed in deeds] + [at for span in within for at in span] + [at for at, *_ in processes] * 3
     peers = only(draw_peers(part("peers"), keys, seconds, moments, lull))
     return Plan(seed, seconds, setup, keys, opening, deeds, {Database: database, Processes: processes}, peers)

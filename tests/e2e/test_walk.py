@@ -87,8 +87,10 @@ def test_early_answers():
 
 
 def test_late_answers():
-    assert verdicts(11, 15.9, 202, "old", wait=3.0) == []
-    assert "later" in verdicts(11, 16.1, 202, "old", wait=3.0)[0]
+    assert verdicts(11, 15.4, 202, "old", wait=3.0) == []
+    assert "later" in verdicts(11, 15.6, 202, "old", wait=3.0)[0]
+    assert verdicts(11, 15.9, 202, "old", wait=3.0, trouble=(13, 13.1)) == []
+    assert "later" in verdicts(11, 16.1, 202, "old", wait=3.0, trouble=(13, 13.1))[0]
     assert verdicts(11, 16.1, 202, "old", wait=3.0, stall=(12, 12.5)) == []
     assert verdicts(11, 16.1, 202, "old", wait=3.0, killed=(12, 12)) == []
     assert "no answer" in verdicts(11, 30, 0, wait=3.0, outcome=Outcome.SILENT)
@@ -97,7 +99,7 @@ def test_late_answers():
 def test_payment_is_told_soon():
     assert verdicts(15, 22.1, 200, "old", wait=10.0) == []
     assert "healthy" in verdicts(15, 22.3, 200, "old", wait=10.0)[0]
-    assert any("healthy" in text for text in verdicts(19, 22.3, 500, wait=1.0, trouble=(22.2, 22.3)))
+    assert any("healthy" in text for text in verdicts(19, 22.4, 500, wait=1.0, trouble=(22.3, 22.4)))
     assert verdicts(15, 24.9, 200, "old", wait=10.0, trouble=(20.1, 23)) == []
     assert "healthy" in verdicts(15, 25.1, 200, "old", wait=10.0, trouble=(20.1, 23))[0]
     assert verdicts(15, 25.1, 200, "old", wait=10.0, trouble=(20.1, 22), frozen=(23.9, 24)) == []
