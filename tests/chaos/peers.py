@@ -23,8 +23,10 @@ class Peers:
 
     ORDINARY = {"shopper": 80, "browser": 50, "keeper": 12, "piecemeal": 12, "halfcloser": 8, "odd": 10, "head": 6,
                 "stranger": 8}
-    RUDE = {"half": 6, "leaver": 10, "resetter": 4, "aborter": 6, "babbler": 6, "sequel": 12, "deaf": 4, "manager": 4,
-            "garbage": 4, "deserter": 6, "flood": 4, "crowd": 1, "loiterers": 1}
+    # Not drawn like the others: each comes with a sale of its own.
+    CUSTOMER = "customer"
+    RUDE = {"half": 6, "leaver": 10, "resetter": 4, "aborter": 6, "babbler": 6, "sequel": 12, "deaf": 2, "manager": 4,
+            "garbage": 4, "deserter": 6, "flood": 3, "crowd": 0.5, "loiterers": 0.5}
 
     def __init__(self, address, port, max_wait):
         self.address = address
@@ -111,6 +113,10 @@ class Peers:
         """A session that nobody knows."""
         key = key._replace(session=f"{key.session}-{chance.randrange(10 ** 9)}")
         await self.shopper(peer, key, wait, chance)
+
+    async def customer(self, peer, key, wait, chance):
+        """The only one who knows its session, directly or through nginx."""
+        await chance.choice([self.shopper, self.browser])(peer, key, wait, chance)
 
     # Well-behaved, through nginx.
 

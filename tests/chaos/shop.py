@@ -98,11 +98,19 @@ class Merchant:
         candidates = {"claim": offered, "unclaim": claimed, "pay": unpaid, "drop": unpaid}
         names = ["offer", *(name for name, orders in candidates.items() if orders)]
         name = self.random.choices(names, [self.WEIGHTS[name] for name in names])[0]
-        order = self._new_order(key) if name == "offer" else self.random.choice(candidates[name])
+        order = self._new_order() if name == "offer" else self.random.choice(candidates[name])
+        return self._do(at, name, key, order)
+
+    def sale(self, key, moments):
+        """An order is offered, claimed and paid, at these three moments."""
+        order = self._new_order()
+        return [self._do(at, name, key, order) for at, name in zip(moments, ("offer", "claim", "pay"))]
+
+    def _do(self, at, name, key, order):
         sql = getattr(self, f"_{name}")(key, order)
         return Deed(at, name, key, order.order_id, sql, tuple(self.orders[key].values()))
 
-    def _new_order(self, key):
+    def _new_order(self):
         self.serial += 1
         # Sometimes of the same microsecond as the one before, or older: the serial number, or the time, decides.
         self.creation += self.random.choice([0, 1, 1_000_000, 1_000_000, -5])

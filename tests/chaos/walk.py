@@ -37,7 +37,7 @@ from servers import LOG_LINE, Nginx, Pool, Postgres, children, location, make_sh
 from shop import Key, Merchant, Writer  # noqa: E402
 
 DB = "shop"
-KINDS = {*Database.KINDS, *Processes.KINDS, *Peers.ORDINARY, *Peers.RUDE, "hunghost", "descriptors", "relapse"}
+KINDS = {*Database.KINDS, *Processes.KINDS, *Peers.ORDINARY, *Peers.RUDE, Peers.CUSTOMER, "hunghost", "descriptors", "relapse"}
 # An outage, a long time in which nobody asks, and a short outage: seconds, the lull, the faults of the database.
 RELAPSE = (22, (1, 18), [(1, "away", {"seconds": 5}), (18, "restart", {"seconds": 0.1})])
 # A driver that was late by this did not run, or its machine did not.
@@ -80,7 +80,7 @@ class Plan:
 
 def draw_setup(chance):
     return Setup(workers=chance.choice([1, 2, 2, 3]), poll_interval=chance.choice([50, 100, 250]),
-                 db_timeout=chance.choice([800, 1200, 2000]), max_wait=chance.choice([50000, 50000, 3000, 1500]),
+                 db_timeout=chance.choice([800, 1200, 2000]), max_wait=chance.choice([50000] * 5 + [3000, 1500]),
                  max_waiting=chance.choice([8192, 8192, 8192, 30, 5]), descriptors=chance.choice([None] * 5 + [90, 150]),
                  hung_host=chance.random() < 1 / 8)
 
@@ -101,17 +101,17 @@ def draw_faults(chance, track, seconds, db_timeout, moments):
 
 def current_keys(keys, at):
     """Those that are asked about and dealt with at this time: most others are paid already, or not yet known."""
-    begin = int(2 * max(at, 0))
-    return keys[begin:begin + 8]
+    begin = int(max(at, 0))
+    return keys[begin:begin + 6]
 
 
 def draw_peers(chance, keys, seconds, moments, lull):
     """Peers arrive at random, but for a lull (begin, end); the deadlines of some coincide with one of the `moments`."""
     kinds = {**Peers.ORDINARY, **Peers.RUDE}
     plan, at = [], 0.0
-    while (at := at + chance.expovariate(chance.choice([15, 30, 60]))) < seconds:
+    while (at := at + chance.expovariate(chance.choice([30, 60, 120]))) < seconds:
         kind = chance.choices(list(kinds), kinds.values())[0]
-        wait = chance.choice([0, 0, 0.05, 0.2, 0.5, 1, 1.5, 2.5, 3, 4, 6])
+        wait = chance.choice([0, 0.05, 0.2, 0.5, 1, 1.5, 2.5, 3, 4, 6])
         later = [moment for moment in moments if 0 < moment - at < 5]
         if later and chance.random() < 0.3:
             wait = max(0, chance.choice(later) - at + chance.uniform(-0.05, 0.05))
@@ -120,6 +120,18 @@ def draw_peers(chance, keys, seconds, moments, lull):
             wait = min(wait, seconds + 3 - at)
             plan.append((round(at, 3), kind, chance.choice(current_keys(keys, at)), round(wait, 3), seed))
     return plan
+
+
+def draw_customers(chance, merchant, prefix, seconds):
+    """Shoppers with a session of their own, as in a real shop: offered, claimed and paid while one request waits."""
+    peers, deeds = [], []
+    for n in range(int(3 * seconds)):
+        at = chance.uniform(0, seconds - 1)
+        key = Key("shop", f"{prefix}customer/{n}", f"https://shop.example/{prefix}{n % 3}")
+        peers.append((round(at, 3), Peers.CUSTOMER, key, 6, chance.randrange(2 ** 32)))
+        moments = sorted(at + chance.uniform(-0.5, 3) for _ in range(3))
+        deeds += merchant.sale(key, [round(moment, 3) for moment in moments])
+    return peers, deeds
 
 
 def make_plan(seed, seconds, chosen=frozenset(KINDS), prefix=MARKER, serial=1000):
@@ -136,12 +148,14 @@ def make_plan(seed, seconds, chosen=frozenset(KINDS), prefix=MARKER, serial=1000
     setup.hung_host &= "hunghost" in chosen
     setup.descriptors = setup.descriptors if "descriptors" in chosen else None
     keys = [Key(part(f"instance {n}").choice(["shop", "shop", "shop", ""]), f"{prefix}ä/{n}",
-                f"https://shop.example/{prefix}{n % 4}?a=1&b=2") for n in range(int(2 * seconds) + 8)]
+                f"https://shop.example/{prefix}{n % 4}?a=1&b=2") for n in range(int(seconds) + 7)]
     merchant = Merchant(part("merchant"), prefix, serial)
     opening = [merchant.deed(-1, current_keys(keys, 0)) for _ in range(8)]
     chance = part("deeds")
     deeds = [merchant.deed(round(at, 3), current_keys(keys, at))
-             for at in sorted(chance.uniform(0, seconds) for _ in range(int(4 * seconds)))]
+             for at in sorted(chance.uniform(0, seconds) for _ in range(int(6 * seconds)))]
+    customers, sales = draw_customers(part("customers"), merchant, prefix, seconds)
+    deeds = sorted(deeds + sales, key=lambda deed: deed.at)
     lull = part("lull").uniform(0, 2 * seconds)
     lull = (lull, lull + 3)
     chance, timeout = part("faults"), setup.db_timeout / 1000
@@ -153,7 +167,8 @@ def make_plan(seed, seconds, chosen=frozenset(KINDS), prefix=MARKER, serial=1000
     if relapse:
         lull, database, processes = *RELAPSE[1:], []
     moments = [deed.at for deed in deeds] + [at for span in within for at in span] + [at for at, *_ in processes] * 3
-    peers = only(draw_peers(part("peers"), keys, seconds, moments, lull))
+    customers = [event for event in customers if not lull[0] <= event[0] < lull[1]]
+    peers = only(sorted(draw_peers(part("peers"), keys, seconds, moments, lull) + customers))
     return Plan(seed, seconds, setup, keys, opening, deeds, {Database: database, Processes: processes}, peers)
 
 
@@ -398,7 +413,7 @@ def read_arguments():
     unknown = (arguments.only | arguments.without) - KINDS
     if unknown:
         parser.error(f"unknown: {', '.join(sorted(unknown))}")
-    arguments.chosen = (arguments.only | set(Peers.ORDINARY) if arguments.only else KINDS) - arguments.without
+    arguments.chosen = (arguments.only | {*Peers.ORDINARY, Peers.CUSTOMER} if arguments.only else KINDS) - arguments.without
     return arguments
 
 
