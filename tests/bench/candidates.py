@@ -18,6 +18,8 @@ DESCRIPTIONS = {
     "echo": "the classic libfcgi responder, 4 processes, no database",
     "textbook": "the classic libfcgi responder, 8 processes, each with a connection and a statement for each request",
     "php": "PHP-FPM with pgsql, persistent connections and a prepared statement, 8 children",
+    "probe": "the index of the contracts probed by a prepared statement, in batches of this program's mean size, "
+             "one client",
     "raw": "pgbench -M prepared with the same statement, 8 clients: the database alone",
 }
 
@@ -51,8 +53,8 @@ class Fpm(Server):
         super().__exit__()
 
 
-def program(build, database, *options, by="listen"):
-    return Pool(build / "fcgi/merchant-sessions.fcgi", *map(str, options), database=database, by=by)
+def program(build, database, *options, **how):
+    return Pool(build / "fcgi/merchant-sessions.fcgi", *map(str, options), database=database, **how)
 
 
 def start_candidate(name, build, database):
