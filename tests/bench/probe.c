@@ -45,6 +45,13 @@ static void read_keys(struct probe *probe, const char *path)
         errx(65, "%s: no keys", path);
 }
 
+static void check_result(struct probe *probe, PGresult *result, ExecStatusType wanted)
+{
+    if (PQresultStatus(result) != wanted)
+        errx(69, "%s", PQerrorMessage(probe->connection));
+    PQclear(result);
+}
+
 static void prepare(struct probe *probe, const char *conninfo, const char *path)
 {
     char statement[4096];
@@ -55,10 +62,11 @@ static void prepare(struct probe *probe, const char *conninfo, const char *path)
     fclose(file);
 
     probe->connection = PQconnectdb(conninfo);
-    PGresult *result = PQprepare(probe->connection, "probe", statement, COLUMNS, NULL);
-    if (PQresultStatus(result) != PGRES_COMMAND_OK)
-        errx(69, "%s", PQerrorMessage(probe->connection));
-    PQclear(result);
+    /* Otherwise PostgreSQL plans small batches anew each time. */
+    check_result(probe, PQexec(probe->connection, "SET plan_cache_mode = force_generic_plan"),
+        PGRES_COMMAND_OK);
+    check_result(
+        probe, PQprepare(probe->connection, "probe", statement, COLUMNS, NULL), PGRES_COMMAND_OK);
 }
 
 static void fill_arrays(struct probe *probe)
@@ -81,10 +89,8 @@ static int run_batch(struct probe *probe)
     fill_arrays(probe);
     const char *values[] = {probe->arrays[0], probe->arrays[1], probe->arrays[2]};
     PGresult *result = PQexecPrepared(probe->connection, "probe", COLUMNS, values, NULL, NULL, 0);
-    if (PQresultStatus(result) != PGRES_TUPLES_OK)
-        errx(69, "%s", PQerrorMessage(probe->connection));
     int rows = PQntuples(result);
-    PQclear(result);
+    check_result(probe, result, PGRES_TUPLES_OK);
     return rows;
 }
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""The database of the bench: shop.sql and visitors.sql on top of the example shop, and the requests that it can answer."""
+"""The database of the bench, shop.sql and visitors.sql on top of the example shop, and the requests that it answers."""
 
 import contextlib
 import hashlib
