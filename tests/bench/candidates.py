@@ -7,6 +7,8 @@ Each is a context manager with `socket`, where the web server finds it, and `pro
 import os
 import pathlib
 
+import fastcgi
+import shop
 from servers import Nginx, Pool, Server, start
 
 HERE = pathlib.Path(__file__).resolve().parent
@@ -55,6 +57,15 @@ class Fpm(Server):
 
 def program(build, database, *options, **how):
     return Pool(build / "fcgi/merchant-sessions.fcgi", *map(str, options), database=database, **how)
+
+
+def check_directly(pool):
+    """One request without a web server: once it is answered, the workers are there."""
+    with fastcgi.Connection(pool.connect_to) as connection:
+        connection.send(fastcgi.request(fastcgi.variables(shop.paid(1)[0].path())))
+        reply = connection.reply()
+    if reply is None or reply.status != 200:
+        raise RuntimeError(f"a paid session was answered with {reply}")
 
 
 def start_candidate(name, build, database):

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
 """delay.py PORT TARGET_PORT MS: a road between two ports of 127.0.0.1 on which each byte is MS milliseconds under way.
 
-The delay does not limit the throughput: what comes in meanwhile is on its way too.
+The delay does not limit the throughput: what comes in meanwhile is on its way too. Prints "ready" when it listens.
 """
 
 import asyncio
@@ -39,6 +39,7 @@ async def main(port, target_port, seconds):
         await asyncio.gather(carry(reader, target_writer, seconds), carry(target_reader, writer, seconds))
 
     server = await asyncio.start_server(connected, "127.0.0.1", port)
+    print("ready", flush=True)
     await server.serve_forever()
 
 

@@ -4,6 +4,7 @@
 import contextlib
 import pathlib
 import random
+import subprocess
 import sys
 import time
 
@@ -49,6 +50,7 @@ class Scene:
         self._session.run("; ".join(["BEGIN", *(visitor.claims() for visitor in claimed), "COMMIT"]))
         self.pool = self._stack.enter_context(candidates.program(
             build, conninfo, "--workers", 1, "--max-waiting", 2 * self._parked, "--max-wait", TIMEOUT_MS))
+        candidates.check_directly(self.pool)
         worker, = self.pool.workers()
         self.waiters = self._stack.enter_context(
             Waiters(build, self._visitors, [self.pool.socket], worker, self._parked))
@@ -59,7 +61,7 @@ class Scene:
     def cost(self, seconds):
         """CPU of the program and of the database, as shares of a core, and statements a second."""
         statements = self.database.transactions()
-        backends = processes.Running(self.database.backends())
+        backends = processes.Running(self._backends())
         program = processes.Running([self.pool.pid, *self.pool.workers()])
         cluster = processes.Cpu(cluster=self.database.postgres)
         begun = time.monotonic()
@@ -68,6 +70,12 @@ class Scene:
         took = time.monotonic() - begun
         return {"statements": (self.database.transactions() - statements) / took,
                 **{part: value / took for part, value in spent.items()}}
+
+    def _backends(self):
+        backends = self.database.backends()
+        if not backends:
+            raise RuntimeError("the program has no connection to the database")
+        return backends
 
     def claimed_payments(self, count):
         """(visitor, statements that pay) of visitors whose contract is parked already."""
@@ -150,14 +158,24 @@ def measure(parked, everybody, build, database, quick):
         return figures
 
 
+@contextlib.contextmanager
+def _delayed(port):
+    """A port behind which is `port`, DELAY_MS away."""
+    near = free_port()
+    with start([sys.executable, DELAY, near, port, DELAY_MS], stdout=subprocess.PIPE) as road:
+        try:
+            if road.stdout.readline() != b"ready\n":
+                raise RuntimeError("delay.py does not listen")
+            yield near
+        finally:
+            road.kill()
+
+
 def measure_far(parked, build, database, quick):
     """The figures with a database that is DELAY_MS away, each way."""
     payments, locks = _payments(quick), 1 if quick else 5
     with contextlib.ExitStack() as stack:
-        port = free_port()
-        road = start([sys.executable, DELAY, port, database.postgres.port, DELAY_MS])
-        stack.callback(road.wait)
-        stack.callback(road.kill)
+        port = stack.enter_context(_delayed(database.postgres.port))
         scene = Scene(stack, build, database, database.distant(port), parked, claimed_of(parked), payments + locks)
         scene.wait_parked()
         return {"parked": parked, "claimed": claimed_of(parked),
