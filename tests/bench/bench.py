@@ -152,7 +152,7 @@ def print_report(arguments, figures, measured):
         print(report.legend(arguments.only))
         print(report.KEPT_CONNECTIONS)
     if measured.scenes:
-        print(report.waiting_caption())
+        print(report.WAITING_CAPTION)
         print(report.cost_table(measured.scenes))
         print(report.latency_table(measured.scenes))
         print(report.FAR_CAPTION)

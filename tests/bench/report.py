@@ -30,32 +30,31 @@ A connection that nginx keeps is all that a blocking process (echo, textbook, ph
 1,000 requests; the others wait that long, which the p50 hides and the p99 shows.
 """
 
-FAR_CAPTION = f"""\
-The same with {waiting.DELAY_MS} ms each way between the program and the database. After a slow batch: the table was \
-locked for
-{waiting.LOCK_SECONDS} s, and a payment was committed right after that:
-"""
+WAITING_CAPTION = """\
+Long polls parked on one worker, no web server between the client and the program. *claimed* is how many of the parked
+sessions have a contract that is not paid, at any time: a transaction that pays one also claims the next. The others
+have no order ({share:.0%} are claimed, at least {least}; in the last rows all are, replacements too). An answered long
+poll is replaced by one of a new session. *without a claim*: one transaction adds a contract that is already paid; every
+other one also removes the offer of that order. CPU is the share of a core: *backend* is the program's own backend,
+*cluster* is all of PostgreSQL, the writers included. Milliseconds count from the return of COMMIT to the answer:
+""".format(share=waiting.CLAIMED_SHARE, least=waiting.CLAIMED_LEAST)
+
+FAR_CAPTION = """\
+The same with {ms} ms each way between the program and the database. *after a slow batch*: the table was locked for
+{seconds} s, and a payment was committed right after that:
+""".format(ms=waiting.DELAY_MS, seconds=waiting.LOCK_SECONDS)
 
 PARKED_CAPTION = """\
 Long polls parked on one worker, through nginx, all of them with a contract that is not paid: nothing is paid, then a
 few are, then there are fresh requests, then SIGTERM:
 """
 
-SHARING_CAPTION = f"""\
-{sharing.WORKERS} workers, no web server between: {sharing.LONG_POLLS} long polls {sharing.LONG_POLL_PAUSE * 1000:.0f} \
-ms apart with --max-waiting {sharing.MAX_WAITING}, and paid sessions looked up, {sharing.CONNECTIONS} at a
-time. Each figure is the share of a worker, the smallest first, with the median of the runs:
-"""
-
-
-def waiting_caption():
-    return (
-        "Long polls parked on one worker, no web server between. Most are of sessions without any order; so many have "
-        "a contract\nthat is not paid as the second column says: the transaction that pays one claims the next. Who is "
-        "answered is replaced\nby another visitor. Without a claim: one transaction adds a contract that is paid "
-        "already; every other one takes away\nthe offer of that order. CPU in shares of a core; the backend is the "
-        "program's own, the cluster all of PostgreSQL, with\nthe writers. Milliseconds are from the return of COMMIT "
-        "to the answer:\n")
+SHARING_CAPTION = """\
+{workers} workers, no web server between: {polls} long polls {pause:.0f} ms apart with --max-waiting {most}, and paid
+sessions looked up, {connections} at a time. Shares of the workers, the smallest first, medians of the runs; *refused* is
+how many long polls were answered at once:
+""".format(workers=sharing.WORKERS, polls=sharing.LONG_POLLS, pause=sharing.LONG_POLL_PAUSE * 1000,
+           most=sharing.MAX_WAITING, connections=sharing.CONNECTIONS)
 
 
 @dataclasses.dataclass
@@ -182,8 +181,8 @@ def latency_table(scenes):
 
 
 def far_table(far):
-    return table(["parked", "claimed", "claimed, then paid: p50 ms", "p99 ms", "after a slow batch: ms"],
-                 [f"{far['parked']:,}", f"{far['claimed']:,}", *_p50_p99(far["alone"]), spread(far["after_lock"], ".0f")])
+    row = [f"{far['parked']:,}", f"{far['claimed']:,}", *_p50_p99(far["alone"]), spread(far["after_lock"], ".0f")]
+    return table(["parked", "claimed", "claimed, then paid: p50 ms", "p99 ms", "after a slow batch: ms"], row)
 
 
 SHARED = {"parked": "long polls parked", "kept": "answered, kept connections",
@@ -260,12 +259,13 @@ def _waiting_goals(scenes):
             share = at(parked, lambda scene, what=what: scene[what]["backend"] * 100)
             yield _goal(f"the database's backend, {when}, {parked:,} parked", share, "≤", goal, ".1f", " % of a core")
     for how, what, goals in (("claimed, then paid", "alone", CLAIMED_GOALS),
-                             ("the same among 100 commits/s", "disturbed", CLAIMED_GOALS),
-                             ("paid without a claim, among them", "unclaimed", UNCLAIMED_GOALS)):
+                             ("claimed, then paid among 100 commits/s", "disturbed", CLAIMED_GOALS),
+                             ("paid without a claim among 100 commits/s", "unclaimed", UNCLAIMED_GOALS)):
         for parked, bounds in goals.items():
             for percent, bound in zip((50, 99), bounds):
                 latency = at(parked, lambda scene, what=what, percent=percent: percentile(scene[what], percent))
-                yield _goal(f"COMMIT → answer, {how}, {parked:,} parked, p{percent}", latency, "≤", bound, ".0f", " ms")
+                name = f"COMMIT → answer, {how}, {parked:,} parked, p{percent}"
+                yield _goal(name, latency, "≤", bound, ".0f", " ms")
 
 
 def _far_goals(far):

@@ -87,7 +87,7 @@ class Shop:
         return f"host=127.0.0.1 port={port} dbname={NAME} user={servers.ROLE}"
 
     def visitors(self, count):
-        """Visitors that nobody has seen before."""
+        """So many visitors that were not handed out before."""
         return [Visitor(n) for n in itertools.islice(self._visitor_numbers, count)]
 
     def backends(self):
