@@ -91,7 +91,7 @@ static bool check_connect(struct check *check)
 }
 
 /* Runs a batch with one key, which no shop has. */
-static bool check_ask(struct check *check, enum lookup_question question)
+static bool check_ask(struct check *check, enum session_question question)
 {
     const struct session_key key = {"merchant-sessions-check", "https://example.com/", ""};
     const struct session_key *keys[] = {&key};
@@ -118,7 +118,7 @@ static bool check_statements(struct check *check)
 
     if (!check_ask(check, QUESTION_EVERYTHING))
         return false;
-    has_instance = lookup_answer(check->lookup, 0).status != SESSION_NO_INSTANCE;
+    has_instance = lookup_answers(check->lookup)[0].status != SESSION_NO_INSTANCE;
     if (!check_ask(check, QUESTION_PAYMENT) || !check_changes(check))
         return false;
     printf("lookup: works%s\n", has_instance ? ""

@@ -129,14 +129,23 @@ void conninfo_free_hosts(struct conninfo_hosts *hosts)
     *hosts = (struct conninfo_hosts){0};
 }
 
-bool conninfo_is_sound(const char *conninfo)
+/* libpq leaves the message NULL where there is no memory even for one, and else says so in it. */
+static bool conninfo_lacks_memory(const char *message)
+{
+    static const char text[] = "out of memory";
+
+    return !message || strncmp(message, text, strlen(text)) == 0;
+}
+
+enum conninfo_verdict conninfo_judge(const char *conninfo)
 {
     char *message = NULL;
     PQconninfoOption *options = PQconninfoParse(conninfo, &message);
+    enum conninfo_verdict verdict = CONNINFO_SOUND;
 
-    PQfreemem(message);
     if (!options)
-        return false;
+        verdict = conninfo_lacks_memory(message) ? CONNINFO_NO_MEMORY : CONNINFO_MALFORMED;
+    PQfreemem(message);
     PQconninfoFree(options);
-    return true;
+    return verdict;
 }

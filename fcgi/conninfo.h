@@ -31,8 +31,14 @@ void conninfo_skip_host(struct conninfo_hosts *hosts, PGconn *connection);
 /* Frees the lists. */
 void conninfo_free_hosts(struct conninfo_hosts *hosts);
 
-/* Whether libpq can read this connection string or URI. The reason is not returned: libpq's message
- * may hold the password. */
-bool conninfo_is_sound(const char *conninfo);
+enum conninfo_verdict {
+    CONNINFO_SOUND,     /* libpq can read it */
+    CONNINFO_MALFORMED, /* it is no connection string and no URI */
+    CONNINFO_NO_MEMORY, /* it could not be read for want of memory */
+};
+
+/* Whether libpq can read this connection string or URI. libpq's message is not returned: it may
+ * hold the password. */
+enum conninfo_verdict conninfo_judge(const char *conninfo);
 
 #endif

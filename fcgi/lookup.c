@@ -63,9 +63,9 @@ struct lookup {
     char trouble[300];   /* the last one that was logged: repetitions are not logged */
     bool told_connected; /* likewise */
     struct text_array params[PARAMS];
-    enum lookup_question question; /* of the batch */
-    size_t count;                  /* keys in it */
-    struct lookup_answer answers[LOOKUP_BATCH_MAX];
+    enum session_question question; /* of the batch */
+    size_t count;                   /* keys in it */
+    struct session_answer answers[SESSION_BATCH_MAX];
     uint64_t version;
     usec_t version_at;    /* when it was counted up */
     PGresult *version_as; /* the text that the last check returned; NULL: unknown */
@@ -360,7 +360,7 @@ static int64_t lookup_int8(const char *at)
 enum column { N, PAID, ORDER_ID, CONTRACT, COLUMNS };
 
 /* The answer that a row is about, NULL if it is not about any. */
-static struct lookup_answer *lookup_find_answer(struct lookup *lookup, int row)
+static struct session_answer *lookup_find_answer(struct lookup *lookup, int row)
 {
     const PGresult *rows = lookup->result;
     int64_t n = PQgetlength(rows, row, N) == 8 ? lookup_int8(PQgetvalue(rows, row, N)) : 0;
@@ -371,11 +371,11 @@ static struct lookup_answer *lookup_find_answer(struct lookup *lookup, int row)
 static bool lookup_read_row(struct lookup *lookup, int row)
 {
     const PGresult *rows = lookup->result;
-    struct lookup_answer *answer = lookup_find_answer(lookup, row);
+    struct session_answer *answer = lookup_find_answer(lookup, row);
 
     if (!answer || PQgetlength(rows, row, PAID) != 1 || PQgetlength(rows, row, CONTRACT) != 1)
         return false;
-    *answer = (struct lookup_answer){.status = SESSION_UNKNOWN};
+    *answer = (struct session_answer){.status = SESSION_UNKNOWN};
     if (PQgetisnull(rows, row, ORDER_ID))
         return true;
     answer->order_id = PQgetvalue(rows, row, ORDER_ID);
@@ -385,7 +385,7 @@ static bool lookup_read_row(struct lookup *lookup, int row)
 }
 
 /* What holds for a key without a row. */
-static enum session_status lookup_default(enum lookup_question question)
+static enum session_status lookup_default(enum session_question question)
 {
     return question == QUESTION_EVERYTHING ? SESSION_NO_INSTANCE : SESSION_UNKNOWN;
 }
@@ -395,7 +395,7 @@ static enum lookup_event lookup_read_batch(struct lookup *lookup, usec_t now)
     if (PQnfields(lookup->result) != COLUMNS)
         return lookup_give_up(lookup, now, "the lookup returned rows of another shape");
     for (size_t i = 0; i < lookup->count; i++)
-        lookup->answers[i] = (struct lookup_answer){.status = lookup_default(lookup->question)};
+        lookup->answers[i] = (struct session_answer){.status = lookup_default(lookup->question)};
     for (int row = 0; row < PQntuples(lookup->result); row++)
         if (!lookup_read_row(lookup, row))
             return lookup_give_up(lookup, now, "the lookup returned a row that was not asked for");
@@ -543,7 +543,7 @@ static bool lookup_put_keys(
     return !params[0].failed && !params[1].failed && !params[2].failed;
 }
 
-enum lookup_event lookup_send(struct lookup *lookup, enum lookup_question question,
+enum lookup_event lookup_send(struct lookup *lookup, enum session_question question,
     const struct session_key *const keys[], size_t count, usec_t now)
 {
     static const int formats[PARAMS] = {1, 1, 1};
@@ -565,9 +565,9 @@ enum lookup_event lookup_send(struct lookup *lookup, enum lookup_question questi
         now);
 }
 
-struct lookup_answer lookup_answer(const struct lookup *lookup, size_t n)
+const struct session_answer *lookup_answers(const struct lookup *lookup)
 {
-    return lookup->answers[n];
+    return lookup->answers;
 }
 
 enum lookup_event lookup_check_changes(struct lookup *lookup, usec_t now)

@@ -17,32 +17,13 @@
 struct lookup;
 struct layout;
 
-/* Keys in a batch, at most. */
-#define LOOKUP_BATCH_MAX 256
-
 /* Where changes cannot be detected, lookup_version() counts on at this interval. */
 #define LOOKUP_UNTRACKED_INTERVAL (250 * USEC_PER_MS)
-
-/* What a batch asks about its keys. */
-enum lookup_question {
-    QUESTION_EVERYTHING, /* claimed and unclaimed orders: all that is known of the sessions */
-    QUESTION_PAYMENT, /* claimed orders alone: what matters to a request that waits. It costs half
-                       * as much */
-};
-
-/* What is known of one key. */
-struct lookup_answer {
-    enum session_status status; /* QUESTION_PAYMENT: SESSION_PAID, SESSION_UNPAID (claimed and not
-                                 * paid), or SESSION_UNKNOWN for anything else */
-    bool claimed;               /* the order was claimed by a wallet and is not paid yet */
-    const char *order_id; /* NULL if none; valid until the next lookup_step(), lookup_send() or
-                           * lookup_check_changes() */
-};
 
 /* The result of a step. */
 enum lookup_event {
     LOOKUP_NOTHING,
-    LOOKUP_ANSWERED, /* the batch has its answers: lookup_answer() */
+    LOOKUP_ANSWERED, /* the batch has its answers: lookup_answers() */
     LOOKUP_CHECKED,  /* the check for changes has its result: lookup_version() */
     LOOKUP_FAILED,   /* the batch or check under way has no answer; the connection is replaced */
 };
@@ -71,13 +52,14 @@ bool lookup_ready(const struct lookup *lookup, usec_t now);
 /* Whether there is no working connection. */
 bool lookup_away(const struct lookup *lookup);
 
-/* Sends a batch of 1 to LOOKUP_BATCH_MAX keys, which are copied; lookup_ready() was true.
+/* Sends a batch of 1 to SESSION_BATCH_MAX keys, which are copied; lookup_ready() was true.
  * LOOKUP_NOTHING, or LOOKUP_FAILED. */
-enum lookup_event lookup_send(struct lookup *lookup, enum lookup_question question,
+enum lookup_event lookup_send(struct lookup *lookup, enum session_question question,
     const struct session_key *const keys[], size_t count, usec_t now);
 
-/* The answer to the n-th key, counted from 0, of the batch that LOOKUP_ANSWERED was about. */
-struct lookup_answer lookup_answer(const struct lookup *lookup, size_t n);
+/* The answers to the batch that LOOKUP_ANSWERED was about, in the order of its keys. Their texts
+ * live until the next lookup_step(), lookup_send() or lookup_check_changes(). */
+const struct session_answer *lookup_answers(const struct lookup *lookup);
 
 /* Sends the check whether anything was committed since the last check; lookup_ready() was true.
  * LOOKUP_NOTHING, or LOOKUP_FAILED. LOOKUP_CHECKED follows. */

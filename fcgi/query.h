@@ -11,8 +11,11 @@
  * From the meta-variables of a request to the question it asks. No I/O and no memory of its own.
  */
 
-/* Room for the decoded values of any request whose meta-variables fit into one PARAMS record. */
-#define QUERY_SPACE 65600
+/*
+ * Room for the decoded values of any request whose meta-variables fit into RECORD_PARAMS_MAX bytes.
+ * Without REQUEST_URI the path is in it twice: joined, and decoded. The rest is for NULs.
+ */
+#define QUERY_SPACE (2 * 65535 + 16)
 
 /* The meta-variables that matter (RFC 3875, section 4.1). Any of them may be NULL. */
 struct query_source {

@@ -12,6 +12,7 @@ with everything it made when the block ends, or the process does:
             assert pool.stop() == 0
 """
 
+import contextlib
 import glob
 import os
 import pathlib
@@ -26,6 +27,8 @@ import time
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 ROLE = "merchant-sessions"
+# A line of the pool's log; the group is its level.
+LOG_LINE = re.compile(r"merchant-sessions\[\d+\] (error|warning|info|debug): \S.*")
 
 
 def wait_until(condition, seconds=10, what="condition"):
@@ -188,9 +191,9 @@ class Postgres(Server):
             raise RuntimeError(done.stderr)
         return done.stdout.rstrip("\n")
 
-    def session(self, db):
-        """A psql that stays, to hold a transaction open."""
-        return Session(self._psql(db, None))
+    def session(self, db, quiet=False):
+        """A psql that stays, to hold a transaction open; `quiet` throws its error messages away."""
+        return Session(self._psql(db, None), quiet)
 
     def conninfo(self, db, user=ROLE, tcp=False):
         host = "127.0.0.1" if tcp else self.directory
@@ -200,8 +203,9 @@ class Postgres(Server):
 class Session:
     """`run(sql)` in one session; leaving the block ends it, and rolls back."""
 
-    def __init__(self, command):
-        self.process = start(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+    def __init__(self, command, quiet=False):
+        self.process = start(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
+                             stderr=subprocess.DEVNULL if quiet else None)
 
     def __enter__(self):
         return self
@@ -209,6 +213,14 @@ class Session:
     def __exit__(self, *_):
         self.process.stdin.close()
         self.process.wait()
+        self.process.stdout.close()
+
+    def end(self):
+        """Kill it, whether it answers or not; the server rolls back."""
+        self.process.kill()
+        self.process.wait()
+        with contextlib.suppress(OSError):
+            self.process.stdin.close()
         self.process.stdout.close()
 
     def run(self, sql):

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""summary.py BUILD: what was skipped and what failed in the last `meson test`, and the count of all tests.
+"""summary.py BUILD...: what was skipped and failed in the last `meson test` of each, and the count of all tests.
 
 Exits with 1 if anything failed, or nothing ran.
 """
@@ -12,6 +12,8 @@ import sys
 import xml.etree.ElementTree
 
 PASSED, FAILED, SKIPPED = "passed", "failed", "skipped"
+# What meson says of a test that says nothing of its own parts.
+OUTCOMES = {"OK": PASSED, "SKIP": SKIPPED}
 TAP = re.compile(r"^(not )?ok \d+(?: - )?(.*)$", re.MULTILINE)
 
 
@@ -37,13 +39,14 @@ def results(build):
         junit = build / f"tests/{name}.xml"
         found = list(junit_results(junit) if junit.exists() else tap_results(name, test["stdout"]))
         yield from found
-        # A program may die before it tells which test has failed.
-        if test["result"] != "OK" and not any(outcome == FAILED for outcome, *_ in found):
-            yield FAILED, name, test["result"]
+        outcome = OUTCOMES.get(test["result"], FAILED)
+        # A program may die before it tells which of its tests has failed.
+        if not found or outcome == FAILED and not any(part == FAILED for part, *_ in found):
+            yield outcome, f"{build.name}: {name}", test["stdout"].strip() if outcome == SKIPPED else test["result"]
 
 
 def main():
-    found = list(results(pathlib.Path(sys.argv[1])))
+    found = [result for build in sys.argv[1:] for result in results(pathlib.Path(build))]
     for name in [name for outcome, name, _ in found if outcome == FAILED]:
         print(f"failed: {name}")
     skipped = collections.Counter(reason for outcome, _, reason in found if outcome == SKIPPED)

@@ -21,7 +21,7 @@
 
 #define TIMEOUT    (2 * USEC_PER_SEC)
 #define CHECK_EACH (5 * USEC_PER_MS)
-#define KEYS_MAX   LOOKUP_BATCH_MAX
+#define KEYS_MAX   SESSION_BATCH_MAX
 #define TEXT_MAX   (64 * KEYS_MAX)
 
 struct probe {
@@ -79,7 +79,7 @@ static void write_answers(struct probe *probe)
     size_t length = 0;
 
     for (size_t i = 0; i < probe->count && length < TEXT_MAX; i++) {
-        struct lookup_answer answer = lookup_answer(probe->lookup, i);
+        struct session_answer answer = lookup_answers(probe->lookup)[i];
 
         length += (size_t)snprintf(probe->answers + length, TEXT_MAX - length, "%d %d %s\n",
             (int)answer.status, answer.claimed, answer.order_id ? answer.order_id : "-");
@@ -120,7 +120,7 @@ static size_t print_paid(struct probe *probe)
     size_t missing = 0;
 
     for (size_t i = 0; i < probe->count; i++) {
-        struct lookup_answer answer = lookup_answer(probe->lookup, i);
+        struct session_answer answer = lookup_answers(probe->lookup)[i];
 
         if (answer.status == SESSION_PAID && !probe->paid[i]) {
             printf("paid %s\n", answer.order_id);

@@ -122,6 +122,14 @@ def test_instance_malformed(site, name):
     assert_error(ask(site, url_of(URL), instance=MALFORMED[name]), 400, 26, "instance")
 
 
+@pytest.mark.parametrize("length", [32_800, 65_000])
+def test_long_session_without_request_uri(site, length):
+    """The largest that fits into the parameters of a request."""
+    answer = site.fcgi.send({"REQUEST_METHOD": "GET", "QUERY_STRING": url_of(URL),
+                             "SCRIPT_NAME": "", "PATH_INFO": f"/instances/shop/sessions/{'s' * length}"})
+    assert_error(answer, 404, 2038)
+
+
 # What else may stand in a query
 
 @pytest.mark.parametrize("other", ["x=%zz", "x=%00", "x=%E9", "x", "=", "", "%zz=1", "%00=1", "timeout=abc", "session_id=",

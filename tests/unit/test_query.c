@@ -5,6 +5,7 @@
 #include <string.h>
 
 #include "query.h"
+#include "record.h"
 
 #define URL "fulfillment_url=https://shop.example/"
 
@@ -288,6 +289,33 @@ static void test_largest_request(void **state)
     free(text);
 }
 
+/* Without REQUEST_URI the path is needed twice: joined and decoded. All of PARAMS may be path, or
+ * query. */
+static void test_largest_path_from_cgi_variables(void **state)
+{
+    static const size_t lengths[] = {32800, RECORD_PARAMS_MAX - sizeof URL - 100};
+    struct query query;
+
+    (void)state;
+    for (size_t i = 0; i < COUNT_OF(lengths); i++) {
+        char *path = calloc(1, lengths[i] + 1);
+        struct query_source source = {.method = "GET",
+            .script_name = "/instances/i",
+            .path_info = path,
+            .query_string = URL "&timeout_ms=7"};
+
+        assert_non_null(path);
+        memset(stpcpy(path, "/sessions/"), 's', lengths[i] - 10);
+        assert_int_equal(query_read(&source, space, &query), QUERY_LOOKUP);
+        assert_int_equal(strlen(query.key.session), lengths[i] - 10);
+        assert_string_equal(query.key.session + lengths[i] - 11, "s");
+        assert_string_equal(query.key.instance, "i");
+        assert_string_equal(query.key.url, "https://shop.example/");
+        assert_int_equal(query.timeout_ms, 7);
+        free(path);
+    }
+}
+
 /* Fills text with pieces that mean something here, and bytes that do not. */
 static void scramble(char *text, size_t length, uint32_t *seed)
 {
@@ -344,6 +372,7 @@ int main(void)
         cmocka_unit_test(test_timeouts),
         cmocka_unit_test(test_methods),
         cmocka_unit_test(test_largest_request),
+        cmocka_unit_test(test_largest_path_from_cgi_variables),
         cmocka_unit_test(test_random_requests),
     };
 

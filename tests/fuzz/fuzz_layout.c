@@ -1,0 +1,214 @@
+/* SPDX-License-Identifier: GPL-3.0-or-later */
+#include "fuzz.h"
+
+#include <stdbool.h>
+
+#include "layout.h"
+
+/*
+ * Oracle: what the rows of sql/layout.sql say of each column is kept in a table, and the layout
+ * follows from it. Any value may be NULL, any row missing, doubled or of another table, and the
+ * result may have too few fields.
+ *
+ * An input is a byte for the number of fields, then for each row a byte for the column, a byte of
+ * flags and, with one of these flags, three strings.
+ */
+
+#define ROWS_MAX 40
+
+enum { FIELDS_ENOUGH = 7, FIELDS_MAX = 8 };
+
+static const struct wanted {
+    const char *table, *column;
+} wanted[] = {
+    {"merchant_instances", "merchant_serial"},
+    {"merchant_instances", "merchant_id"},
+    {"merchant_contract_terms", "merchant_serial"},
+    {"merchant_contract_terms", "order_serial"},
+    {"merchant_contract_terms", "order_id"},
+    {"merchant_contract_terms", "creation_time"},
+    {"merchant_contract_terms", "paid"},
+    {"merchant_contract_terms", "fulfillment_url"},
+    {"merchant_contract_terms", "session_id"},
+    {"merchant_orders", "merchant_serial"},
+    {"merchant_orders", "order_serial"},
+    {"merchant_orders", "order_id"},
+    {"merchant_orders", "creation_time"},
+    {"merchant_orders", "fulfillment_url"},
+    {"merchant_orders", "session_id"},
+};
+
+/* The flags of a row; without any it is a row of a database in order. */
+enum {
+    VALUE_ABSENT = 1,
+    VALUE_UNREADABLE = 2,
+    VALUE_UNINDEXED = 4,
+    VALUE_NULL = 8,     /* what is not true is NULL instead of false */
+    VALUE_STRINGS = 16, /* schema, table and column come from the input */
+};
+
+struct row {
+    char *schema, *table, *column;
+    bool present, readable, indexed;
+};
+
+struct catalogue {
+    struct row rows[ROWS_MAX];
+    size_t count;
+    int fields;
+};
+
+static char *copy_of(const char *text)
+{
+    char *copy = strdup(text);
+
+    CHECK(copy);
+    return copy;
+}
+
+static void set_text(PGresult *result, int row, int field, const char *text)
+{
+    /* PQsetvalue() does not write to the text. */
+    CHECK(PQsetvalue(result, row, field, (char *)(uintptr_t)text, text ? (int)strlen(text) : -1));
+}
+
+static void add_row(struct catalogue *catalogue, PGresult *result, struct fuzz_input *input)
+{
+    const struct wanted *name = &wanted[fuzz_byte(input) % COUNT_OF(wanted)];
+    unsigned flags = fuzz_byte(input);
+    bool strings = flags & VALUE_STRINGS;
+    struct row row = {
+        .schema = strings ? fuzz_string(input) : copy_of("merchant"),
+        .table = strings ? fuzz_string(input) : copy_of(name->table),
+        .column = strings ? fuzz_string(input) : copy_of(name->column),
+        .present = !(flags & VALUE_ABSENT),
+        .readable = !(flags & VALUE_UNREADABLE),
+        .indexed = !(flags & VALUE_UNINDEXED),
+    };
+    const char *no = flags & VALUE_NULL ? NULL : "f";
+    const char *values[FIELDS_MAX] = {row.schema, row.table, row.column, row.present ? "t" : no,
+        row.readable ? "t" : no, row.indexed ? "t" : no, no, no};
+
+    for (int field = 0; field < catalogue->fields; field++)
+        set_text(result, (int)catalogue->count, field, values[field]);
+    catalogue->rows[catalogue->count++] = row;
+}
+
+static PGresult *read_input(struct catalogue *catalogue, struct fuzz_input *input)
+{
+    static char names[FIELDS_MAX][8] = {"schema", "tab", "col", "present", "read", "index", "", ""};
+    PGresAttDesc fields[FIELDS_MAX] = {0};
+    PGresult *result = PQmakeEmptyPGresult(NULL, PGRES_TUPLES_OK);
+
+    for (size_t i = 0; i < FIELDS_MAX; i++)
+        fields[i].name = names[i];
+    CHECK(result);
+    /* Enough of them, or as few as an answer to another statement has. */
+    catalogue->fields = fuzz_byte(input) % 8 ? FIELDS_MAX : 3;
+    CHECK(PQsetResultAttrs(result, catalogue->fields, fields));
+    while (input->left > 0 && catalogue->count < ROWS_MAX)
+        add_row(catalogue, result, input);
+    return result;
+}
+
+/* What the first row of this column says, NULL if there is none. */
+static const struct row *find(
+    const struct catalogue *catalogue, const char *table, const char *column)
+{
+    const struct row *found = NULL;
+
+    for (size_t i = catalogue->count; i-- > 0;)
+        if (strcmp(catalogue->rows[i].table, table) == 0 &&
+            strcmp(catalogue->rows[i].column, column) == 0)
+            found = &catalogue->rows[i];
+    return found;
+}
+
+static bool is_present(const struct catalogue *catalogue, const char *table, const char *column)
+{
+    const struct row *row = find(catalogue, table, column);
+
+    return row && row->present;
+}
+
+static bool is_indexed(const struct catalogue *catalogue, const char *table)
+{
+    const struct row *row = find(catalogue, table, "merchant_serial");
+
+    return row && row->indexed;
+}
+
+/* The first row that lacks what a lookup needs, NULL if there is none. */
+static const struct row *find_trouble(const struct catalogue *catalogue, bool orders_needed)
+{
+    for (size_t i = 0; i < catalogue->count; i++) {
+        const struct row *row = &catalogue->rows[i];
+        bool needed = orders_needed || strcmp(row->table, "merchant_orders") != 0;
+
+        if (needed && !(row->present && row->readable))
+            return row;
+    }
+    return NULL;
+}
+
+static void check_problem(const struct layout *layout, const char *table, const char *column)
+{
+    CHECK(strnlen(layout->problem, sizeof layout->problem) < sizeof layout->problem);
+    CHECK(layout->problem[0] != '\0');
+    /* Longer names may be cut short. */
+    if (strlen(layout->schema) + strlen(table) + strlen(column) > 150)
+        return;
+    CHECK(strstr(layout->problem, table));
+    CHECK(strstr(layout->problem, column));
+}
+
+static void check_good(const struct catalogue *catalogue, const struct layout *layout)
+{
+    const char *statement = layout_lookup(layout);
+
+    CHECK(layout->problem[0] == '\0');
+    CHECK(layout->contracts_indexed == is_indexed(catalogue, "merchant_contract_terms"));
+    CHECK(layout->orders_indexed == is_indexed(catalogue, "merchant_orders"));
+    CHECK((strstr(statement, "merchant_orders") != NULL) == layout->has_order_session);
+}
+
+static void check_layout(const struct catalogue *catalogue, bool ok, const struct layout *layout)
+{
+    bool orders_known = is_present(catalogue, "merchant_orders", "session_id") &&
+                        is_present(catalogue, "merchant_orders", "fulfillment_url");
+    const struct row *trouble = find_trouble(catalogue, orders_known);
+    const char *schema = catalogue->count > 0 ? catalogue->rows[0].schema : "";
+
+    if (catalogue->count == 0 || catalogue->fields < FIELDS_ENOUGH) {
+        CHECK(!ok);
+        check_problem(layout, "", "");
+        return;
+    }
+    CHECK(strncmp(layout->schema, schema, sizeof layout->schema - 1) == 0);
+    CHECK(layout->has_order_session == orders_known);
+    CHECK(ok == (is_present(catalogue, "merchant_orders", "order_id") && !trouble));
+    if (ok)
+        check_good(catalogue, layout);
+    else if (!is_present(catalogue, "merchant_orders", "order_id"))
+        check_problem(layout, "merchant_orders", "order_id");
+    else
+        check_problem(layout, trouble->table, trouble->column);
+}
+
+int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
+{
+    struct fuzz_input input = {data, size};
+    struct catalogue catalogue = {0};
+    PGresult *result = read_input(&catalogue, &input);
+    struct layout layout;
+    bool ok = layout_read(result, &layout);
+
+    check_layout(&catalogue, ok, &layout);
+    for (size_t i = 0; i < catalogue.count; i++) {
+        free(catalogue.rows[i].schema);
+        free(catalogue.rows[i].table);
+        free(catalogue.rows[i].column);
+    }
+    PQclear(result);
+    return 0;
+}
