@@ -71,54 +71,51 @@ static struct conninfo_hosts conninfo_find_hosts(PQconninfoOption *options)
     return hosts;
 }
 
-/* A copy of a list that begins with its n-th element, followed by those after it and then by those
- * before it. *ok is set to false if out of memory. */
-static char *conninfo_rotate(const char *list, size_t n, bool *ok)
+/* A copy of a list without its n-th element: first those after it, then those before it. A list of
+ * one is the same for all hosts. *ok is set to false if out of memory. */
+static char *conninfo_leave_out(const char *list, size_t n, bool *ok)
 {
     size_t count = conninfo_count(list);
-    const char *head;
-    char *rotated;
+    const char *after = list;
+    int before = 0; /* the length of those before it */
+    char *rest;
 
     if (count == 0)
         return NULL;
-    head = conninfo_element(list, count > 1 ? n : 0);
-    if (asprintf(&rotated, "%s%s%.*s", head, head > list ? "," : "",
-            head > list ? (int)(head - list - 1) : 0, list) >= 0)
-        return rotated;
+    if (count > 1) {
+        const char *element = conninfo_element(list, n), *comma = strchr(element, ',');
+
+        after = comma ? comma + 1 : "";
+        before = n > 0 ? (int)(element - list - 1) : 0;
+    }
+    if (asprintf(&rest, "%s%s%.*s", after, *after && before > 0 ? "," : "", before, list) >= 0)
+        return rest;
     *ok = false;
     return NULL;
 }
 
-static bool conninfo_rotate_hosts(
-    struct conninfo_hosts *hosts, const struct conninfo_hosts *from, size_t n)
-{
-    bool ok = true;
-
-    hosts->host = conninfo_rotate(from->host, n, &ok);
-    hosts->hostaddr = conninfo_rotate(from->hostaddr, n, &ok);
-    hosts->port = conninfo_rotate(from->port, n, &ok);
-    if (!ok)
-        conninfo_free_hosts(hosts);
-    return ok;
-}
-
-void conninfo_skip_host(struct conninfo_hosts *hosts, PGconn *connection)
+struct conninfo_hosts conninfo_other_hosts(PGconn *connection)
 {
     PQconninfoOption *options = PQconninfo(connection);
-    struct conninfo_hosts current, rotated;
+    struct conninfo_hosts all, others = {0};
     size_t count, n = 0;
+    bool ok = true;
 
     if (!options)
-        return;
-    current = conninfo_find_hosts(options);
-    count = conninfo_count(current.host ? current.host : current.hostaddr);
-    while (n < count && !conninfo_is_host(&current, n, connection))
+        return others;
+    all = conninfo_find_hosts(options);
+    count = conninfo_count(all.host ? all.host : all.hostaddr);
+    while (n < count && !conninfo_is_host(&all, n, connection))
         n++;
-    if (count > 1 && conninfo_rotate_hosts(&rotated, &current, (n + 1) % count)) {
-        conninfo_free_hosts(hosts);
-        *hosts = rotated;
+    if (count > 1) {
+        others.host = conninfo_leave_out(all.host, n % count, &ok);
+        others.hostaddr = conninfo_leave_out(all.hostaddr, n % count, &ok);
+        others.port = conninfo_leave_out(all.port, n % count, &ok);
     }
+    if (!ok)
+        conninfo_free_hosts(&others);
     PQconninfoFree(options);
+    return others;
 }
 
 void conninfo_free_hosts(struct conninfo_hosts *hosts)

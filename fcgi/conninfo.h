@@ -5,8 +5,8 @@
 #include <libpq-fe.h>
 #include <stdbool.h>
 
-/* The hosts of a connection in the order in which the next attempt tries them: three lists as libpq
- * has them, separated by commas. All NULL: as the operator has ordered them. */
+/* The hosts that an attempt to connect tries, in turn: three lists as libpq has them, separated by
+ * commas. All NULL: those that the operator has listed. */
 struct conninfo_hosts {
     char *host, *hostaddr, *port;
 };
@@ -18,15 +18,16 @@ struct conninfo_params {
 };
 
 /* What the operator gave as conninfo (NULL: nothing), with our application_name and UTF-8, and with
- * the hosts in this order. The strings belong to the arguments. */
+ * these hosts. The strings belong to the arguments. */
 struct conninfo_params conninfo_params(const char *conninfo, const struct conninfo_hosts *hosts);
 
 /*
- * The host of this connection, or of this attempt to connect, did not answer in time: the next
- * attempt begins with the one after it, and comes to it last. Does nothing where there is only one
- * host, or no memory. libpq passes over a host that refuses, but waits for one that is silent.
+ * The hosts of this connection, or of this attempt to connect, without the one that it is at now,
+ * beginning with the one after it. All NULL if there are no others, or if out of memory. To be
+ * freed by conninfo_free_hosts(). libpq passes over a host that refuses, but waits for one that is
+ * silent, and target_session_attrs=prefer-standby comes back to it, so it has to be left out.
  */
-void conninfo_skip_host(struct conninfo_hosts *hosts, PGconn *connection);
+struct conninfo_hosts conninfo_other_hosts(PGconn *connection);
 
 /* Frees the lists. */
 void conninfo_free_hosts(struct conninfo_hosts *hosts);

@@ -49,7 +49,7 @@ static const char *const lookup_names[STATEMENTS] = {
 struct lookup {
     int epoll_fd;
     const char *conninfo;
-    struct conninfo_hosts hosts;
+    struct conninfo_hosts hosts; /* of the next attempt */
     usec_t timeout;
     enum lookup_state state;
     usec_t due;   /* of the state: the end of the pause, the timeout, or never */
@@ -165,6 +165,7 @@ lookup_give_up(struct lookup *lookup, usec_t now, const char *format, ...)
         lookup->trouble[0] = '\0';
     }
     lookup_disconnect(lookup);
+    conninfo_free_hosts(&lookup->hosts);
     lookup_log_trouble(lookup, trouble);
     lookup_enter(lookup, LOOKUP_PAUSED, now + lookup_next_pause(lookup));
     return waiting ? LOOKUP_FAILED : LOOKUP_NOTHING;
@@ -204,12 +205,15 @@ static enum lookup_event lookup_give_up_statement(struct lookup *lookup, usec_t 
         lookup_may_be_told(sqlstate) ? message : "a statement failed", sqlstate);
 }
 
-/* The server does not answer: the next attempt is made at the next host, if there are several. */
+/* The server does not answer: the next attempt leaves this host out, if there are others. */
 static enum lookup_event lookup_give_up_silent(struct lookup *lookup, usec_t now)
 {
-    conninfo_skip_host(&lookup->hosts, lookup->connection);
-    return lookup_give_up(
-        lookup, now, "no answer within %d ms", (int)(lookup->timeout / USEC_PER_MS));
+    struct conninfo_hosts others = conninfo_other_hosts(lookup->connection);
+    enum lookup_event event =
+        lookup_give_up(lookup, now, "no answer within %d ms", (int)(lookup->timeout / USEC_PER_MS));
+
+    lookup->hosts = others;
+    return event;
 }
 
 static bool lookup_watch_socket(struct lookup *lookup, uint32_t events)
