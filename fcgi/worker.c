@@ -356,8 +356,8 @@ static void begin_stopping(struct worker *worker, usec_t now)
         return;
     log_debug("stopping with %zu connections open", acceptor_count(worker->acceptor));
     worker->stop_due = now + STOP_GRACE;
-    accept_connections(worker, now);
     acceptor_stop(worker->acceptor);
+    accept_connections(worker, now);
     while ((waiter = waiting_any_parked(worker->waiting)))
         answer_known(worker, waiter, now);
 }
