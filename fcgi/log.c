@@ -7,11 +7,16 @@
 
 #define LINE_MAX_BYTES 1000
 
-static bool log_verbose;
+static bool log_verbose, log_muted;
 
 void log_set_verbose(bool verbose)
 {
     log_verbose = verbose;
+}
+
+void log_mute(void)
+{
+    log_muted = true;
 }
 
 static size_t log_clip(int wanted, size_t room)
@@ -28,7 +33,7 @@ void log_write(enum log_level level, const char *format, ...)
     va_list args;
     size_t length;
 
-    if (level == LOG_DEBUG && !log_verbose)
+    if (log_muted || (level == LOG_DEBUG && !log_verbose))
         return;
     length = log_clip(
         snprintf(line, sizeof line - 1, "merchant-sessions[%d] %s: ", (int)getpid(), names[level]),

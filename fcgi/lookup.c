@@ -49,6 +49,7 @@ static const char *const lookup_names[STATEMENTS] = {
 struct lookup {
     int epoll_fd;
     const char *conninfo;
+    struct conninfo_hosts hosts;
     usec_t timeout;
     enum lookup_state state;
     usec_t due;   /* of the state: the end of the pause, the timeout, or never */
@@ -106,6 +107,7 @@ void lookup_free(struct lookup *lookup)
     lookup_disconnect(lookup);
     for (int i = 0; i < PARAMS; i++)
         text_array_free(&lookup->params[i]);
+    conninfo_free_hosts(&lookup->hosts);
     free(lookup);
 }
 
@@ -202,6 +204,14 @@ static enum lookup_event lookup_give_up_statement(struct lookup *lookup, usec_t 
         lookup_may_be_told(sqlstate) ? message : "a statement failed", sqlstate);
 }
 
+/* The server does not answer: the next attempt is made at the next host, if there are several. */
+static enum lookup_event lookup_give_up_silent(struct lookup *lookup, usec_t now)
+{
+    conninfo_skip_host(&lookup->hosts, lookup->connection);
+    return lookup_give_up(
+        lookup, now, "no answer within %d ms", (int)(lookup->timeout / USEC_PER_MS));
+}
+
 static bool lookup_watch_socket(struct lookup *lookup, uint32_t events)
 {
     struct epoll_event event = {.events = events, .data.ptr = lookup};
@@ -265,7 +275,7 @@ static void lookup_ignore_notice(void *context, const PGresult *result)
 
 static enum lookup_event lookup_begin_connecting(struct lookup *lookup, usec_t now)
 {
-    struct conninfo_params params = conninfo_params(lookup->conninfo);
+    struct conninfo_params params = conninfo_params(lookup->conninfo, &lookup->hosts);
 
     lookup->connection = PQconnectStartParams(params.keywords, params.values, 1);
     lookup_enter(lookup, LOOKUP_CONNECTING, now + lookup->timeout);
@@ -499,8 +509,7 @@ enum lookup_event lookup_step(struct lookup *lookup, bool announced, usec_t now)
                                                    : lookup_continue_statement(lookup, now);
     if (event != LOOKUP_NOTHING || lookup->state == LOOKUP_PAUSED || now < lookup->due)
         return event;
-    return lookup_give_up(
-        lookup, now, "no answer within %d ms", (int)(lookup->timeout / USEC_PER_MS));
+    return lookup_give_up_silent(lookup, now);
 }
 
 usec_t lookup_due(const struct lookup *lookup)
@@ -572,4 +581,19 @@ enum lookup_event lookup_check_changes(struct lookup *lookup, usec_t now)
 uint64_t lookup_version(const struct lookup *lookup)
 {
     return lookup->version;
+}
+
+const char *lookup_trouble(const struct lookup *lookup)
+{
+    return lookup->trouble;
+}
+
+const struct layout *lookup_layout(const struct lookup *lookup)
+{
+    return &lookup->layout;
+}
+
+PGconn *lookup_connection(const struct lookup *lookup)
+{
+    return lookup->connection;
 }

@@ -15,6 +15,7 @@
  * here blocks, except that libpq itself resolves host names (hostaddr= avoids that).
  */
 struct lookup;
+struct layout;
 
 /* Where changes cannot be detected, lookup_version() counts on at this interval. */
 #define LOOKUP_UNTRACKED_INTERVAL (250 * USEC_PER_MS)
@@ -72,5 +73,15 @@ enum lookup_event lookup_check_changes(struct lookup *lookup, usec_t now);
  * foreign table is read, the number changes every LOOKUP_UNTRACKED_INTERVAL.
  */
 uint64_t lookup_version(const struct lookup *lookup);
+
+/* For --check. Why the last connection or attempt failed, as the log has it; "" if none has. It
+ * belongs to the lookup, as the following do. */
+const char *lookup_trouble(const struct lookup *lookup);
+
+/* For --check. What was found of the tables; true of them if not lookup_away(). */
+const struct layout *lookup_layout(const struct lookup *lookup);
+
+/* For --check. libpq's connection; NULL if there is none. */
+struct pg_conn *lookup_connection(const struct lookup *lookup);
 
 #endif

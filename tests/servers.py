@@ -200,6 +200,27 @@ class Postgres(Server):
         return f"host={host} port={self.port} dbname={db} user={user}"
 
 
+class Standby(Postgres):
+    """A streaming standby of a cluster. `promote()` makes it a primary."""
+
+    def __init__(self, primary):
+        self.primary = primary
+        super().__init__(**primary.settings)
+
+    def _initdb(self):
+        with open(self.log, "ab") as log:
+            backup = start([self.bin / "pg_basebackup", "-D", self.data, "-R", "-X", "stream", "-c", "fast", "--no-sync",
+                            "-h", self.primary.directory, "-p", self.primary.port, "-U", self.SUPERUSER],
+                           user=self.account, cwd=self.directory, stdout=log, stderr=log)
+        if backup.wait() != 0:
+            lines = self.log_lines()
+            self.__exit__()
+            raise RuntimeError("pg_basebackup failed: " + "\n".join(lines))
+
+    def promote(self):
+        assert self.psql("SELECT pg_promote()") == "t"
+
+
 class Session:
     """`run(sql)` in one session; leaving the block ends it, and rolls back."""
 

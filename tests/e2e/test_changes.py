@@ -1,264 +1,238 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""Parked requests are looked up when the database has changed, each of them, and only then."""
+"""The check for changes of fcgi/lookup.c, driven by lookup_probe.c: no commit is missed, and a quiet database is told from others."""
 
-import collections
-import contextlib
+import concurrent.futures
 import itertools
-import selectors
+import random
+import subprocess
 import threading
 import time
 
 import pytest
 
-import fastcgi
-from client import assert_order, target
-from layouts import make_merchant
-from merchant import Merchant, new_session, new_url
-from servers import Postgres, make_shop, wait_until
+from layouts import make_merchant, put_view_before_contracts
+from merchant import new_session, new_url
+from servers import Postgres, Standby, read_statement, start, wait_until
 
-PARKED = 2000
-SOON = 2.0
+SECONDS = 4
+SLACK = 1.0
 
+TERMINATE = """SELECT pg_terminate_backend(pid) FROM pg_stat_activity
+               WHERE usename = 'merchant-sessions' AND query LIKE '%pg_current_snapshot%'"""
 
-class Parked:
-    """Long polls, each on a connection of its own. `answers`: session → moment, status and body of the answer."""
-
-    def __init__(self, pool, keys, timeout_ms=40000):
-        self.answers = {}
-        self._selector = selectors.DefaultSelector()
-        self._received = collections.defaultdict(bytes)
-        for session, url in keys:
-            connection = fastcgi.Connection(pool.connect_to)
-            connection.send(fastcgi.request(fastcgi.variables(target(session, url, "shop", timeout_ms))))
-            self._selector.register(connection.socket, selectors.EVENT_READ, session)
-        self._stopping = False
-        self._thread = threading.Thread(target=self._read)
-
-    def __enter__(self):
-        self._thread.start()
-        return self
-
-    def __exit__(self, *_):
-        self._stopping = True
-        self._thread.join()
-        for key in list(self._selector.get_map().values()):
-            key.fileobj.close()
-        self._selector.close()
-
-    def _read(self):
-        while not self._stopping:
-            for key, _ in self._selector.select(0.05):
-                more = key.fileobj.recv(65536)
-                self._received[key.data] += more
-                if not more:
-                    self._selector.unregister(key.fileobj)
-                    key.fileobj.close()
-                    self._note(key.data, self._received.pop(key.data))
-
-    def _note(self, session, records):
-        head, _, body = records[8:].partition(b"\r\n\r\n")
-        self.answers[session] = time.monotonic(), int(head[8:11]), body[:body.index(b"}") + 1].decode()
-
-    def await_paid(self, session, order, committed):
-        """Answered with this order soon after the COMMIT, which began and had returned at these moments."""
-        wait_until(lambda: session in self.answers, SOON, "the answer to a payment")
-        moment, status, body = self.answers[session]
-        assert (status, body) == (200, f'{{"order_id":"{order}"}}')
-        assert committed[0] <= moment <= committed[1] + SOON
+_number = itertools.count()
 
 
 @pytest.fixture(scope="module")
 def postgres():
-    """A cluster where nobody else commits."""
+    """A cluster of its own, with two-phase commits: snapshots are those of a whole cluster."""
     with Postgres(max_prepared_transactions=20) as cluster:
         yield cluster
 
 
-@pytest.fixture(scope="module")
-def database(postgres):
-    return make_shop(postgres, "shop")
+def new_merchant(postgres, **layout):
+    return make_merchant(postgres, f"changes{next(_number)}", instances=("shop",), **layout)
 
 
-@pytest.fixture(scope="module")
-def merchant(postgres, database):
-    return Merchant(postgres, "shop")
+class Probe:
+    """lookup-probe with a contract for each key."""
+
+    def __init__(self, path, conninfo, mode, keys, seconds):
+        self.process = start([path, conninfo, seconds, mode], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+        self.process.stdin.write("".join(f"shop\t{url}\t{session}\n" for session, url in keys))
+        self.process.stdin.close()
+        self.found = {}
+        self.numbers = {}
+        self.reader = threading.Thread(target=self._read)
+        self.reader.start()
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_):
+        self.process.kill()
+        self.process.wait()
+        self.reader.join()
+        self.process.stdout.close()
+
+    def _read(self):
+        for line in self.process.stdout:
+            words = line.split()
+            if words[0] == "paid":
+                self.found[words[1]] = time.monotonic()
+            else:
+                self.numbers = dict(zip(words[::2], map(int, words[1::2])))
+
+    def result(self):
+        """When each order was found to be paid, and the numbers of the last line."""
+        assert self.process.wait() == 0
+        self.reader.join()
+        return self.found, self.numbers
 
 
-def index_scans(merchant):
-    time.sleep(1.5)  # a session reports its counts a second after a statement, or when it ends
-    return int(merchant.sql("""SELECT sum(idx_scan) FROM pg_stat_user_tables
-                               WHERE relname IN ('merchant_contract_terms', 'merchant_orders')"""))
+def new_keys(count):
+    return [(new_session(), new_url()) for _ in range(count)]
 
 
-def test_a_quiet_database_is_not_polled(start_pool, merchant):
-    pool = start_pool()
-    with Parked(pool, [(new_session(), new_url()) for _ in range(100)]) as parked:
-        time.sleep(1)
-        before = index_scans(merchant)
-        time.sleep(2)
-        assert index_scans(merchant) == before
-        merchant.contract(new_session(), new_url())
-        assert index_scans(merchant) >= before + 100, "a change has to make all of them look again"
-        assert not parked.answers
+# Ways to commit a statement
+
+WAYS = {
+    "plain": "{sql}",
+    "subtransaction": "BEGIN; SAVEPOINT a; {sql}; RELEASE a; COMMIT",
+    "after rollbacks": "BEGIN; {sql}; ROLLBACK; BEGIN; SAVEPOINT a; {sql}; ROLLBACK TO a; {sql}; COMMIT",
+    "long": "BEGIN; SELECT txid_current(); SELECT pg_sleep(0.2); {sql}; SELECT pg_sleep(0.2); COMMIT",
+    "two-phase": "BEGIN; {sql}; PREPARE TRANSACTION '{name}'; SELECT pg_sleep(0.1); COMMIT PREPARED '{name}'",
+}
 
 
-# Each of these is run for many sessions, side by side. They return when the COMMIT that pays began and when it was over.
-
-def timed(session, sql):
-    begun = time.monotonic()
-    session.run(sql)
-    return begun, time.monotonic()
+def commit(merchant, way, sql):
+    merchant.sql(WAYS[way].format(sql=sql, name=f"transaction {next(_number)}"))
 
 
-def pay(order):
-    return f"""UPDATE merchant_contract_terms SET paid = true WHERE order_id = '{order}';
-               DELETE FROM merchant_orders WHERE order_id = '{order}'"""
+def set_paid(order, paid=True):
+    return f"UPDATE merchant_contract_terms SET paid = {paid} WHERE order_id = '{order}'"
 
 
-def claim(order):
-    return f"""INSERT INTO merchant_contract_terms (order_serial, merchant_serial, order_id, contract_terms, h_contract_terms,
-                   creation_time, pay_deadline, refund_deadline, paid, wired, fulfillment_url, session_id, claim_token)
-               SELECT order_serial, merchant_serial, order_id, contract_terms, sha512(order_serial::text::bytea),
-                   creation_time, pay_deadline, 0, false, false, fulfillment_url, session_id, claim_token
-               FROM merchant_orders WHERE order_id = '{order}'"""
+def pay_in_every_way(merchant, orders):
+    """Several at a time. Returns when each commit had returned."""
+    def pay(order, way):
+        time.sleep(random.uniform(0, 1))
+        commit(merchant, way, set_paid(order))
+        return order, time.monotonic()
+    with concurrent.futures.ThreadPoolExecutor(6) as executor:
+        return dict(executor.map(pay, orders, itertools.cycle(WAYS)))
 
 
-def unclaim(order):
-    return f"DELETE FROM merchant_contract_terms WHERE order_id = '{order}'"
+def assert_found(found, committed):
+    assert set(found) == set(committed)
+    late = {order: found[order] - committed[order] for order in found if found[order] - committed[order] > SLACK}
+    assert not late
 
 
-def at_once(session, order):
-    return timed(session, f"BEGIN; {claim(order)}; {pay(order)}; COMMIT")
+# The number of the database's state
+
+def write_for(merchant, orders, seconds):
+    end = time.monotonic() + seconds
+    while time.monotonic() < end:
+        commit(merchant, random.choice(list(WAYS)), set_paid(random.choice(orders), random.choice([True, False])))
 
 
-def claimed_before(session, order):
-    session.run(claim(order))
-    time.sleep(0.1)
-    return timed(session, f"BEGIN; {pay(order)}; COMMIT")
-
-
-def unclaimed_and_claimed_again(session, order):
-    session.run(claim(order))
-    session.run(unclaim(order))
-    time.sleep(0.05)
-    session.run(claim(order))
-    return timed(session, f"BEGIN; {pay(order)}; COMMIT")
-
-
-def in_a_subtransaction(session, order):
-    session.run(f"BEGIN; {claim(order)}; SAVEPOINT a; {pay(order)}; ROLLBACK TO a; SAVEPOINT b; {pay(order)}; RELEASE b")
-    time.sleep(0.1)
-    return timed(session, "COMMIT")
-
-
-def in_a_long_transaction(session, order):
-    session.run(f"BEGIN; {claim(order)}; {pay(order)}")
-    time.sleep(1)
-    return timed(session, "COMMIT")
-
-
-def after_a_rollback(session, order):
-    session.run(f"BEGIN; {claim(order)}; {pay(order)}; ROLLBACK")
-    time.sleep(0.1)
-    return timed(session, f"BEGIN; {claim(order)}; {pay(order)}; COMMIT")
-
-
-def in_two_phases(session, order):
-    session.run(f"BEGIN; {claim(order)}; {pay(order)}; PREPARE TRANSACTION '{order}'")
-    time.sleep(0.2)
-    return timed(session, f"COMMIT PREPARED '{order}'")
-
-
-WAYS = [at_once, claimed_before, unclaimed_and_claimed_again, in_a_subtransaction, in_a_long_transaction, after_a_rollback,
-        in_two_phases]
-
-
-def pay_all(postgres, merchant, parked, orders, failures):
-    """Pay orders one after another, in all ways; each has to be noticed."""
-    try:
-        with postgres.session("shop") as session:
-            session.run("SET search_path = merchant")
-            for (key, order), way in zip(orders, itertools.cycle(WAYS)):
-                committed = way(session, order)
-                parked.await_paid(key[0], order, committed)
-    except Exception as failure:  # reported by the main thread
-        failures.append(failure)
-
-
-def test_no_payment_is_overlooked(start_pool, postgres, merchant):
-    pool = start_pool()
-    keys = [(new_session(), new_url()) for _ in range(PARKED)]
-    orders = [(key, merchant.offer(*key)) for key in keys[::40]]
-    failures = []
-    with Parked(pool, keys) as parked:
-        time.sleep(2)
-        writers = [threading.Thread(target=pay_all, args=(postgres, merchant, parked, orders[n::4], failures)) for n in range(4)]
-        for writer in writers:
-            writer.start()
-        for writer in writers:
-            writer.join()
-        assert not failures, failures
-        assert len(parked.answers) == len(orders)
-
-
-def test_a_reconnect_in_the_middle(start_pool, merchant):
-    """What was paid while there was no connection is found by the next one."""
-    pool = start_pool()
-    pool.expect("terminat|connection")
-    keys = [(new_session(), new_url()) for _ in range(50)]
+def test_equal_numbers_mean_equal_rows(postgres, lookup_probe):
+    merchant = new_merchant(postgres)
+    keys = new_keys(8)
     orders = [merchant.contract(*key) for key in keys]
-    with Parked(pool, keys) as parked:
-        time.sleep(1)
-        for key, order in zip(keys[:10], orders):
-            begun = time.monotonic()
-            merchant.sql("SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE usename = 'merchant-sessions'")
-            merchant.pay(order)
-            parked.await_paid(key[0], order, (begun, time.monotonic()))
+    with Probe(lookup_probe, postgres.conninfo(merchant.db), "same", keys, SECONDS) as probe:
+        with concurrent.futures.ThreadPoolExecutor(4) as executor:
+            for writer in [executor.submit(write_for, merchant, orders, SECONDS) for _ in range(4)]:
+                writer.result()
+        _, numbers = probe.result()
+    assert numbers["differences"] == 0
+    assert numbers["versions"] > 10
+    assert numbers["batches"] > numbers["versions"]
 
 
-@pytest.mark.parametrize("kind", ["view", "foreign table"])
-def test_tables_whose_changes_leave_no_trace(start_pool, postgres, kind):
-    """A view may call the clock, and a foreign table may change without a transaction here: they are polled by time."""
-    db = f"untracked {kind}"
-    merchant = make_merchant(postgres, db, instances=("shop",))
-    with contextlib.ExitStack() as stack:
-        session, url = new_session(), new_url()
-        order = merchant.contract(session, url)
-        if kind == "view":
-            merchant.sql("""ALTER TABLE merchant_contract_terms RENAME TO contracts;
-                            CREATE VIEW merchant_contract_terms AS
-                                SELECT order_serial, merchant_serial, order_id, creation_time, fulfillment_url, session_id,
-                                       clock_timestamp() > '%s' AS paid FROM contracts;
-                            GRANT SELECT ON merchant_contract_terms TO "merchant-sessions" """
-                         % merchant.sql("SELECT now() + interval '4 s'"))
+def quiet_versions(postgres, lookup_probe, merchant):
+    with Probe(lookup_probe, postgres.conninfo(merchant.db), "same", new_keys(1), 2) as probe:
+        return probe.result()[1]["versions"]
 
-            def pay_elsewhere():
-                time.sleep(4)
-        else:
-            other = stack.enter_context(Postgres())
-            elsewhere = make_merchant(other, "elsewhere", instances=("shop",))
-            elsewhere.contract(session, url, order_id=order)
-            try:
-                merchant.sql("CREATE EXTENSION postgres_fdw")
-            except RuntimeError:
-                pytest.skip("postgres_fdw is not installed")
-            merchant.sql(f"""ALTER TABLE merchant_contract_terms RENAME TO contracts;
-                             CREATE SERVER elsewhere FOREIGN DATA WRAPPER postgres_fdw
-                                 OPTIONS (host '127.0.0.1', port '{other.port}', dbname 'elsewhere');
-                             CREATE USER MAPPING FOR PUBLIC SERVER elsewhere
-                                 OPTIONS (user 'postgres', password_required 'false');
-                             IMPORT FOREIGN SCHEMA merchant LIMIT TO (merchant_contract_terms)
-                                 FROM SERVER elsewhere INTO merchant;
-                             GRANT SELECT ON merchant_contract_terms TO "merchant-sessions" """)
 
-            def pay_elsewhere():
-                elsewhere.pay(order)
-        pool = start_pool(database=postgres.conninfo(f"'{db}'"))
-        pool.expect("index")
-        waiting = pool.fcgi.later(session, url, timeout_ms=20000)
-        time.sleep(1)
-        assert not waiting.done()
-        pay_elsewhere()
-        paid = time.monotonic()
-        assert_order(waiting.result(), 200, order)
-        assert time.monotonic() - paid < SOON
+@pytest.mark.parametrize("offers_have_session", [True, False])
+def test_a_quiet_database_keeps_its_number(postgres, lookup_probe, offers_have_session):
+    merchant = new_merchant(postgres, offers_have_session=offers_have_session)
+    assert quiet_versions(postgres, lookup_probe, merchant) == 1
+
+
+def test_a_reconnect_has_a_new_number(postgres, lookup_probe):
+    merchant = new_merchant(postgres)
+    with Probe(lookup_probe, postgres.conninfo(merchant.db), "same", new_keys(1), 3) as probe:
+        wait_until(lambda: merchant.sql(TERMINATE) == "t", what="a connection to terminate")
+        assert probe.result()[1]["versions"] == 2
+
+
+# Untracked tables
+
+def make_foreign(postgres, partition):
+    """A database whose merchant_contract_terms is that of another database, or has it as a partition."""
+    far = new_merchant(postgres)
+    near = new_merchant(postgres)
+    near.sql(f"""
+        DROP TABLE merchant_contract_terms;
+        CREATE EXTENSION postgres_fdw;
+        CREATE SERVER far FOREIGN DATA WRAPPER postgres_fdw
+            OPTIONS (host '{postgres.directory}', port '{postgres.port}', dbname '{far.db}');
+        CREATE USER MAPPING FOR PUBLIC SERVER far OPTIONS (user 'postgres', password_required 'false');
+        IMPORT FOREIGN SCHEMA merchant LIMIT TO (merchant_contract_terms) FROM SERVER far INTO merchant""")
+    if partition:
+        near.sql("""
+            ALTER TABLE merchant_contract_terms RENAME TO far_contracts;
+            CREATE TABLE merchant_contract_terms (LIKE far_contracts) PARTITION BY LIST (merchant_serial);
+            CREATE TABLE more_contracts PARTITION OF merchant_contract_terms DEFAULT PARTITION BY LIST (paid);
+            ALTER TABLE more_contracts ATTACH PARTITION far_contracts DEFAULT""")
+    near.sql('GRANT SELECT ON merchant_contract_terms TO "merchant-sessions"')
+    return near, far
+
+
+def test_a_view_is_not_tracked(postgres, lookup_probe):
+    merchant = new_merchant(postgres)
+    put_view_before_contracts(merchant)
+    assert 4 <= quiet_versions(postgres, lookup_probe, merchant) <= 10
+
+
+@pytest.mark.parametrize("partition", [False, True])
+def test_a_foreign_table_is_not_tracked(postgres, lookup_probe, partition):
+    near, far = make_foreign(postgres, partition)
+    assert 4 <= quiet_versions(postgres, lookup_probe, near) <= 10
+    keys = new_keys(5)
+    orders = [far.contract(*key) for key in keys]
+    with Probe(lookup_probe, postgres.conninfo(near.db), "wait", keys, 20) as probe:
+        committed = pay_in_every_way(far, orders)
+        assert_found(probe.result()[0], committed)
+
+
+# No commit is missed
+
+def test_every_commit_is_noticed(postgres, lookup_probe):
+    merchant = new_merchant(postgres)
+    keys = new_keys(40)
+    orders = [merchant.contract(*key) for key in keys]
+    with Probe(lookup_probe, postgres.conninfo(merchant.db), "wait", keys, 20) as probe:
+        committed = pay_in_every_way(merchant, orders)
+        found, numbers = probe.result()
+    assert_found(found, committed)
+    assert numbers["batches"] <= numbers["versions"]
+
+
+def test_a_reconnect_in_the_middle(postgres, lookup_probe):
+    """What was committed meanwhile is found although the new connection has seen no change."""
+    merchant = new_merchant(postgres)
+    keys = new_keys(20)
+    orders = [merchant.contract(*key) for key in keys]
+    with Probe(lookup_probe, postgres.conninfo(merchant.db), "wait", keys, 20) as probe:
+        committed = pay_in_every_way(merchant, orders[:10])
+        merchant.sql(f"{set_paid(orders[10])}; {TERMINATE}")
+        committed[orders[10]] = time.monotonic()
+        committed |= pay_in_every_way(merchant, orders[11:])
+        assert_found(probe.result()[0], committed)
+
+
+def test_a_standby_and_its_promotion(postgres, lookup_probe):
+    merchant = new_merchant(postgres)
+    keys = new_keys(30)
+    orders = [merchant.contract(*key) for key in keys]
+    with Standby(postgres) as standby:
+        with Probe(lookup_probe, standby.conninfo(merchant.db), "same", keys, 2) as probe:
+            assert probe.result()[1]["versions"] <= 3
+        with Probe(lookup_probe, standby.conninfo(merchant.db), "wait", keys, 30) as probe:
+            committed = pay_in_every_way(merchant, orders[:20])
+            standby.promote()
+            merchant.postgres = standby
+            committed |= pay_in_every_way(merchant, orders[20:])
+            assert_found(probe.result()[0], committed)
+
+
+# Other versions of PostgreSQL
+
+def test_the_text_of_older_versions(postgres):
+    """The function that PostgreSQL had before version 13 is there in later ones."""
+    text = postgres.psql(read_statement("changes-before-13.sql"))
+    assert text == postgres.psql(read_statement("changes.sql")) and text.startswith("snapshot ")
