@@ -95,6 +95,7 @@ struct acceptor {
     /* Checked requests are handed to libfcgi in this file: it reads them without ever blocking, and
      * whatever else the peer sends stays where it is. -1: it has to be opened again. */
     int request_file;
+    usec_t now; /* as we were told last */
     enum acceptor_state state;
     usec_t retry;     /* ACCEPTOR_SHARING and ACCEPTOR_FULL: when to look again */
     size_t accepted;  /* connections, since acceptor_expire() */
@@ -113,11 +114,9 @@ struct acceptor {
 /* The log must not grow with each request that meets the same shortage. */
 static bool acceptor_may_complain(struct acceptor *acceptor)
 {
-    usec_t now = clock_now();
-
-    if (now < acceptor->complaint_due)
+    if (acceptor->now < acceptor->complaint_due)
         return false;
-    acceptor->complaint_due = now + COMPLAINT_INTERVAL;
+    acceptor->complaint_due = acceptor->now + COMPLAINT_INTERVAL;
     return true;
 }
 
@@ -157,13 +156,13 @@ static void acceptor_set_state(struct acceptor *acceptor, enum acceptor_state st
             break;
         log_error("cannot watch the listening socket: %s; trying again in 1 s", strerror(errno));
         acceptor->state = ACCEPTOR_FULL;
-        acceptor->retry = clock_now() + ACCEPT_PAUSE;
+        acceptor->retry = acceptor->now + ACCEPT_PAUSE;
         break;
     case ACCEPTOR_SHARING:
-        acceptor->retry = clock_now() + SHARE_PAUSE;
+        acceptor->retry = acceptor->now + SHARE_PAUSE;
         break;
     case ACCEPTOR_FULL:
-        acceptor->retry = clock_now() + ACCEPT_PAUSE;
+        acceptor->retry = acceptor->now + ACCEPT_PAUSE;
         break;
     case ACCEPTOR_STOPPED:
         break;
@@ -323,13 +322,13 @@ static bool acceptor_lacks_descriptors(int error)
 }
 
 /* accept() has failed. What it says of descriptors is truer than the limit. */
-static void acceptor_fail(struct acceptor *acceptor, int error, usec_t now)
+static void acceptor_fail(struct acceptor *acceptor, int error)
 {
     if (error == EAGAIN || error == EINTR || error == ECONNABORTED)
         return;
     if (acceptor_lacks_descriptors(error)) {
         acceptor->limit = acceptor->count;
-        acceptor->limit_due = now + ACCEPT_PAUSE;
+        acceptor->limit_due = acceptor->now + ACCEPT_PAUSE;
     }
     if (acceptor_may_complain(acceptor))
         log_warning("cannot accept: %s (%zu connections open); trying again in 1 s",
@@ -357,6 +356,7 @@ struct connection *acceptor_accept(struct acceptor *acceptor, usec_t now)
     static const char reason[] = "idle, and its descriptor is needed";
     int fd;
 
+    acceptor->now = now;
     if (!acceptor_may_accept(acceptor))
         return NULL;
     if (acceptor->count >= acceptor->limit && acceptor_close_idle(acceptor, 1, reason) == 0)
@@ -366,7 +366,7 @@ struct connection *acceptor_accept(struct acceptor *acceptor, usec_t now)
         fd = acceptor_accept_fd(acceptor);
     if (fd >= 0)
         return acceptor_add(acceptor, fd, now);
-    acceptor_fail(acceptor, errno, now);
+    acceptor_fail(acceptor, errno);
     return NULL;
 }
 
@@ -389,16 +389,16 @@ usec_t acceptor_due(const struct acceptor *acceptor)
 }
 
 /* The limit may have been changed, or have been too low a belief. */
-static void acceptor_refresh_limit(struct acceptor *acceptor, usec_t now)
+static void acceptor_refresh_limit(struct acceptor *acceptor)
 {
-    bool retry = acceptor->state == ACCEPTOR_FULL && now >= acceptor->retry;
+    bool retry = acceptor->state == ACCEPTOR_FULL && acceptor->now >= acceptor->retry;
 
-    if (now < acceptor->limit_due && !retry)
+    if (acceptor->now < acceptor->limit_due && !retry)
         return;
     acceptor->limit = acceptor_read_limit();
-    acceptor->limit_due = now + ACCEPT_PAUSE;
+    acceptor->limit_due = acceptor->now + ACCEPT_PAUSE;
     if (acceptor->state == ACCEPTOR_FULL)
-        acceptor->retry = now + ACCEPT_PAUSE;
+        acceptor->retry = acceptor->limit_due;
     acceptor_check_room(acceptor);
 }
 
@@ -409,9 +409,9 @@ static void acceptor_refresh_limit(struct acceptor *acceptor, usec_t now)
  * they are kept, the share in a burst matters for long, and a worker that is awake already would
  * take most of it.
  */
-static void acceptor_share(struct acceptor *acceptor, usec_t now)
+static void acceptor_share(struct acceptor *acceptor)
 {
-    if (acceptor->state == ACCEPTOR_SHARING && now >= acceptor->retry) {
+    if (acceptor->state == ACCEPTOR_SHARING && acceptor->now >= acceptor->retry) {
         acceptor_set_state(acceptor, ACCEPTOR_LISTENING);
     } else if (acceptor->state == ACCEPTOR_LISTENING) {
         acceptor->burst = acceptor->accepted > 0 ? acceptor->burst + 1 : 0;
@@ -425,11 +425,12 @@ static void acceptor_share(struct acceptor *acceptor, usec_t now)
 
 void acceptor_expire(struct acceptor *acceptor, usec_t now)
 {
+    acceptor->now = now;
     while (acceptor_silence_due(acceptor) <= now)
         connection_close(
             TAILQ_FIRST(&acceptor->lists[CONNECTION_READING]), "silent in mid-request");
-    acceptor_refresh_limit(acceptor, now);
-    acceptor_share(acceptor, now);
+    acceptor_refresh_limit(acceptor);
+    acceptor_share(acceptor);
 }
 
 void acceptor_stop(struct acceptor *acceptor)
@@ -692,6 +693,7 @@ enum connection_event connection_read(struct connection *connection, usec_t now)
     ssize_t length = recv(connection->fd, acceptor->buffer, sizeof acceptor->buffer, 0);
     const char *trouble;
 
+    acceptor->now = now;
     if (length < 0)
         return connection_read_error(connection, errno);
     if (length == 0)

@@ -310,12 +310,13 @@ static int pool_count_active(const struct pool *pool)
     return count;
 }
 
-static bool pool_any_failing(const struct pool *pool)
+/* Whether all workers that are wanted are there and have survived their start. */
+static bool pool_all_serving(const struct pool *pool)
 {
     for (size_t i = 0; i < pool->slot_count; i++)
-        if (pool->slots[i].pause)
-            return true;
-    return false;
+        if (pool->slots[i].state == SLOT_PAUSED || pool->slots[i].state == SLOT_STARTING)
+            return false;
+    return true;
 }
 
 static bool pool_any_outdated(const struct pool *pool)
@@ -343,12 +344,12 @@ static struct slot *pool_find_surplus(struct pool *pool)
 }
 
 /* The next step of a replacement. A new worker is started when the spare slot is free, that is when
- * the last old one has gone, and not while starts fail. */
+ * the last old one has gone, and when the last new one has survived its start. */
 static void pool_replace(struct pool *pool, usec_t now)
 {
     struct slot *oldest = pool_find_oldest(pool), *spare = pool_find(pool, SLOT_SPARE), *surplus;
 
-    if (oldest && pool_slot_outdated(pool, oldest) && spare && !pool_any_failing(pool))
+    if (oldest && pool_slot_outdated(pool, oldest) && spare && pool_all_serving(pool))
         pool_slot_start(pool, spare, now);
     surplus = pool_find_surplus(pool);
     if (surplus)

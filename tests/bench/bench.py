@@ -40,13 +40,13 @@ TIME_LIMIT = 20 * 60
 def parse_arguments():
     parser = argparse.ArgumentParser(prog="tests/bench/run", description=__doc__.splitlines()[0])
     parser.add_argument("--rounds", type=int, metavar="N", help="of all candidates in turn (default 5)")
-    parser.add_argument("--seconds", type=int, metavar="N", help="for each figure (default 4)")
+    parser.add_argument("--seconds", type=int, metavar="N", help="for each figure (default 3)")
     parser.add_argument("--only", nargs="+", choices=SECTIONS, default=SECTIONS, metavar="NAME",
                         help="measure only these of: " + " ".join(SECTIONS))
     parser.add_argument("--quick", action="store_true", help="one short round and fewer waiting, to see that all works")
     arguments = parser.parse_args()
     arguments.rounds = arguments.rounds or (1 if arguments.quick else 5)
-    arguments.seconds = arguments.seconds or (2 if arguments.quick else 4)
+    arguments.seconds = arguments.seconds or (2 if arguments.quick else 3)
     return arguments
 
 

@@ -51,7 +51,7 @@ few are, then there are fresh requests, then SIGTERM:
 
 SHARING_CAPTION = """\
 {workers} workers, no web server between: {polls} long polls {pause:.0f} ms apart with --max-waiting {most}, and paid
-sessions looked up, {connections} at a time. Shares of the workers, the smallest first, medians of the runs; *refused* is
+sessions looked up, {connections} at a time. Shares of the workers, the smallest first, medians of the runs. *refused*:
 how many long polls were answered at once:
 """.format(workers=sharing.WORKERS, polls=sharing.LONG_POLLS, pause=sharing.LONG_POLL_PAUSE * 1000,
            most=sharing.MAX_WAITING, connections=sharing.CONNECTIONS)

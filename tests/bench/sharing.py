@@ -24,7 +24,7 @@ LONG_POLL_PAUSE = 0.005
 # A worker that took all of them would refuse most.
 MAX_WAITING = 100
 CONNECTIONS = 64
-KEPT_REQUESTS = 20_000
+KEPT_REQUESTS = 10_000
 NEW_REQUESTS = 2_000
 
 

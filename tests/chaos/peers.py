@@ -84,9 +84,10 @@ class Peers:
         asked = self._ask(peer, key, wait, may_be_early=True)
         async with Direct(self.address, asked) as direct:
             await direct.send(asked, request(key, wait))
+            reading = asyncio.create_task(direct.reply(asked))
             await asyncio.sleep(chance.choice([0, 0.1]))
             direct.writer.write_eof()
-            await direct.reply(asked)
+            await reading
 
     async def head(self, peer, key, wait, chance):
         """It never waits, and its answer has no body: which order it was is not judged."""
@@ -207,9 +208,10 @@ class Peers:
         try:
             async with Direct(self.address, asked) as direct:
                 await direct.send(asked, request(key, wait, keep=True))
+                reading = asyncio.create_task(direct.reply(asked))
                 await asyncio.sleep(chance.uniform(0, wait))
                 await direct.send(None, other[:cut])
-                await direct.reply(asked)
+                await reading
                 await asyncio.sleep(chance.choice([0, 0, 0.2]))
                 await direct.send(None, other[cut:])
                 await direct.until_closed(0.5)
