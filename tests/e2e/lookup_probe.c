@@ -6,7 +6,8 @@
  * session, separated by tabs. Results go to standard output.
  *
  * same: checks for changes and asks for payment in turn. All answers between two checks that find
- * the same number must be equal to each other. Prints "batches N versions N differences N".
+ * the same number must be equal to each other. Prints the last ones as "answer STATUS CLAIMED
+ * ORDER" and then "batches N versions N differences N".
  *
  * wait: checks for changes and asks only when the number has changed, as a worker may. Prints "paid
  * ORDER" for each key and ends when all are paid, with "batches N versions N missing N".
@@ -81,7 +82,7 @@ static void write_answers(struct probe *probe)
     for (size_t i = 0; i < probe->count && length < TEXT_MAX; i++) {
         struct session_answer answer = lookup_answers(probe->lookup)[i];
 
-        length += (size_t)snprintf(probe->answers + length, TEXT_MAX - length, "%d %d %s\n",
+        length += (size_t)snprintf(probe->answers + length, TEXT_MAX - length, "answer %d %d %s\n",
             (int)answer.status, answer.claimed, answer.order_id ? answer.order_id : "-");
     }
 }
@@ -111,7 +112,7 @@ static void run_same(struct probe *probe)
         known = version;
         memcpy(probe->before, probe->answers, sizeof probe->before);
     }
-    printf("batches %lu versions %lu differences %lu\n", probe->batches,
+    printf("%sbatches %lu versions %lu differences %lu\n", probe->answers, probe->batches,
         (unsigned long)lookup_version(probe->lookup), probe->differences);
 }
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""The check for changes of fcgi/lookup.c, driven by lookup_probe.c: no commit is missed, and a quiet database is told from others."""
+"""The check for changes of fcgi/lookup.c, driven by lookup_probe.c: no commit is missed, a quiet database is noticed."""
 
 import concurrent.futures
 import itertools
@@ -41,6 +41,7 @@ class Probe:
         self.process = start([path, conninfo, seconds, mode], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
         self.process.stdin.write("".join(f"shop\t{url}\t{session}\n" for session, url in keys))
         self.process.stdin.close()
+        self.answers = []
         self.found = {}
         self.numbers = {}
         self.reader = threading.Thread(target=self._read)
@@ -60,6 +61,8 @@ class Probe:
             words = line.split()
             if words[0] == "paid":
                 self.found[words[1]] = time.monotonic()
+            elif words[0] == "answer":
+                self.answers.append((int(words[1]), int(words[2]), words[3]))
             else:
                 self.numbers = dict(zip(words[::2], map(int, words[1::2])))
 
@@ -187,6 +190,28 @@ def test_a_foreign_table_is_not_tracked(postgres, lookup_probe, partition):
     with Probe(lookup_probe, postgres.conninfo(near.db), "wait", keys, 20) as probe:
         committed = pay_in_every_way(far, orders)
         assert_found(probe.result()[0], committed)
+
+
+# What a poll tells
+
+UNKNOWN, UNPAID, PAID = 1, 2, 3
+
+
+@pytest.mark.parametrize("offers_have_session", [True, False])
+def test_a_poll_tells_of_contracts(postgres, lookup_probe, offers_have_session):
+    """Unclaimed orders are not its business. Of several contracts a paid one wins, then the newest does."""
+    merchant = new_merchant(postgres, offers_have_session=offers_have_session)
+    unknown, offered, claimed, paid, both, newest = keys = new_keys(6)
+    merchant.offer(*offered)
+    orders = [merchant.contract(*claimed), merchant.contract(*paid, paid=True)]
+    orders.append(merchant.contract(*both, paid=True, age=10))
+    merchant.contract(*both)
+    merchant.contract(*newest, age=10)
+    orders.append(merchant.contract(*newest))
+    with Probe(lookup_probe, postgres.conninfo(merchant.db), "same", keys, 1) as probe:
+        probe.result()
+    assert probe.answers == [(UNKNOWN, 0, "-"), (UNKNOWN, 0, "-"), (UNPAID, 1, orders[0]), (PAID, 0, orders[1]),
+                             (PAID, 0, orders[2]), (UNPAID, 1, orders[3])]
 
 
 # No commit is missed

@@ -250,7 +250,9 @@ def other(postgres):
 
 
 def hosts(*clusters):
-    return f"host={','.join(str(cluster.directory) for cluster in clusters)} port={','.join(str(cluster.port) for cluster in clusters)}"
+    directories = ",".join(str(cluster.directory) for cluster in clusters)
+    ports = ",".join(str(cluster.port) for cluster in clusters)
+    return f"host={directories} port={ports}"
 
 
 def assert_served_after_one_failure(pool, merchant):

@@ -162,8 +162,8 @@ def test_plan_made_when_the_tables_were_empty(postgres, analysed, offers_have_se
 @pytest.mark.parametrize("analysed", [True, False])
 @pytest.mark.parametrize("statement", ["lookup.sql", "lookup-contracts.sql", "poll.sql"])
 def test_any_other_index_costs_too_much(postgres, statement, analysed):
-    """Whatever the statistics say: the planner would have to sort, which it is told not to do. Empty tables are the hardest case,
-    since any index costs the same there."""
+    """Whatever the statistics say: the planner would have to sort, which it is told not to do. Empty tables are the
+    hardest case, since any index costs the same there."""
     merchant = make_merchant(postgres, f"young{next(_database)}", instances=("admin", "shop"))
     if analysed:
         merchant.sql("ANALYZE")
