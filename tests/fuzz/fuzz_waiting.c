@@ -1083,7 +1083,7 @@ static void fuzz_begin_world(const uint8_t *data, size_t size)
     w.check_sent = -1;
     w.commit = 1 + (size_t)fuzz_byte(&w.input) % 2;
     for (size_t i = 0; i < w.key_count; i++) {
-        snprintf(w.keys[i].session, sizeof w.keys[i].session, "%zu", i);
+        snprintf(w.keys[i].session, sizeof w.keys[i].session, "%u", (unsigned)i);
         w.rows[i].status = SESSION_UNKNOWN;
     }
     w.waiting = waiting_new(w.interval, w.patience);
