@@ -310,6 +310,12 @@ static void model_update_debt(enum fuzz_need need)
     w.debts[need].keys = count;
 }
 
+/* Whether a check has found another state of the database than the last lookup of the key. */
+static bool model_is_stale(const struct fuzz_key *key)
+{
+    return w.checked && !(key->version_known && key->version == w.version);
+}
+
 /* Works out what each key needs, and gives bounds to those that need something else than before. */
 static void model_update_keys(void)
 {
@@ -330,8 +336,7 @@ static void model_update_keys(void)
     for (size_t i = 0; i < w.key_count; i++) {
         struct fuzz_key *key = &w.keys[i];
         bool polled = key->need == NEED_CLAIMED || key->need == NEED_UNCLAIMED;
-        bool owed = polled && w.checked && w.rows[i].changed > key->seen &&
-                    w.rows[i].changed <= w.version && key->seen < w.version;
+        bool owed = polled && model_is_stale(key);
 
         if (changed[i] || (owed && !key->owed))
             key->bound = !polled || owed ? model_bound(key->need) : BATCHES_MAX;
@@ -599,11 +604,6 @@ static void caller_stop(usec_t limit)
 }
 
 /* ---- The caller: asking the database ---- */
-
-static bool model_is_stale(const struct fuzz_key *key)
-{
-    return w.checked && !(key->version_known && key->version == w.version);
-}
 
 static bool model_check_is_due(void)
 {
