@@ -51,7 +51,7 @@ struct waiting {
 
     uint64_t batch_number; /* of the batch under way, else of the last one */
     enum session_question question;
-    enum watch_place polled; /* for QUESTION_PAYMENT: where its watches came from */
+    enum watch_place polled; /* where the watches of the last poll came from */
     size_t batch_count;
     struct watch *batch[SESSION_BATCH_MAX]; /* of the batch under way */
     usec_t sent_at;                         /* when it, or the check under way, was sent */
@@ -341,17 +341,27 @@ static void waiting_take_fresh(struct waiting *waiting, usec_t now)
     waiting_fill_batch(waiting, WATCH_LASTS, SESSION_BATCH_MAX);
 }
 
-/* Those about to pay go first. */
-static void waiting_take_polls(struct waiting *waiting, usec_t now)
+/* Those about to pay go first, but where both kinds are due they take turns. */
+static enum watch_place waiting_choose_polls(const struct waiting *waiting, usec_t now)
 {
     bool claimed = waiting_place_due(waiting, WATCH_CLAIMED) <= now;
-    size_t max = claimed ? CLAIMED_BATCH_MAX : SESSION_BATCH_MAX;
+    bool unclaimed = waiting_place_due(waiting, WATCH_UNCLAIMED) <= now;
+
+    if (claimed && unclaimed)
+        return waiting->polled == WATCH_CLAIMED ? WATCH_UNCLAIMED : WATCH_CLAIMED;
+    return claimed ? WATCH_CLAIMED : WATCH_UNCLAIMED;
+}
+
+static void waiting_take_polls(struct waiting *waiting, usec_t now)
+{
+    enum watch_place place = waiting_choose_polls(waiting, now);
+    size_t max = place == WATCH_CLAIMED ? CLAIMED_BATCH_MAX : SESSION_BATCH_MAX;
 
     if (now - waiting->fresh_at < BUSY_TIME)
         max = BUSY_BATCH_MAX;
-    waiting->polled = claimed ? WATCH_CLAIMED : WATCH_UNCLAIMED;
+    waiting->polled = place;
     waiting_start_batch(waiting, QUESTION_PAYMENT, now);
-    waiting_fill_batch(waiting, waiting->polled, max);
+    waiting_fill_batch(waiting, place, max);
 }
 
 static void waiting_copy_batch(const struct waiting *waiting, struct waiting_batch *batch)

@@ -77,7 +77,7 @@ static void test_defaults(void **state)
     assert_null(outcome.options.listen);
     assert_int_equal(outcome.options.workers, sysconf(_SC_NPROCESSORS_ONLN));
     assert_int_equal(outcome.options.socket_mode, 0660);
-    assert_int_equal(outcome.options.poll_interval_ms, 250);
+    assert_int_equal(outcome.options.poll_interval_ms, 25);
     assert_int_equal(outcome.options.max_wait_ms, 50000);
     assert_int_equal(outcome.options.max_waiting, 8192);
     assert_int_equal(outcome.options.db_timeout_ms, 2000);
