@@ -249,7 +249,9 @@ def test_a_standby_and_its_promotion(postgres, lookup_probe):
             assert probe.result()[1]["versions"] <= 3
         with Probe(lookup_probe, standby.conninfo(merchant.db), "wait", keys, 30) as probe:
             committed = pay_in_every_way(merchant, orders[:20])
+            assert standby.psql(read_statement("changes.sql")).startswith("replayed ")
             standby.promote()
+            assert standby.psql(read_statement("changes.sql")).startswith("snapshot ")
             merchant.postgres = standby
             committed |= pay_in_every_way(merchant, orders[20:])
             assert_found(probe.result()[0], committed)
