@@ -264,6 +264,11 @@ class Judge:
         for kind in (Kind.KILLED, Kind.DOWN, Kind.FROZEN):
             for span in self.timeline.met(kind, asked.sent - GRACE, asked.ended):
                 begin = max(begin, span.end + (GRACE if kind is Kind.KILLED else 0))
+        # Who waits for a database that is away keeps the last descriptors, and the next one waits in the backlog.
+        for short in self.timeline.met(Kind.SHORT, asked.sent, asked.ended):
+            for trouble in self.timeline.met(Kind.TROUBLE, short.begin, short.end):
+                if trouble.meets(asked.sent - GRACE, asked.ended):
+                    begin = max(begin, min(short.end, trouble.end) + GRACE)
         return begin
 
     def _early(self, asked):

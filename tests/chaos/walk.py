@@ -17,6 +17,7 @@ import math
 import os
 import pathlib
 import random
+import re
 import secrets
 import signal
 import socket
@@ -290,6 +291,8 @@ class Walk:
         for at, kind, key, wait, seed in self.plan.peers:
             await asyncio.sleep(max(0, begun + at - now()))
             self.timeline.counts[f"peer: {kind}"] += 1
+            if kind in Peers.RUDE:
+                self.timeline.note(f"{kind} comes, {key}, wait {wait}")
             tasks.append(asyncio.create_task(peers.run(kind, key, wait, seed)))
         await asyncio.gather(*tasks)
 
@@ -381,6 +384,9 @@ def walk_latencies(walk):
 def tell(walk, last=25, most=20):
     """The violations of a walk, and the last events before the first of them."""
     print(f"seed {walk.plan.seed}: {len(walk.violations)} violations; {walk.plan.setup}")
+    rules = collections.Counter(re.sub(r"[0-9.]+", "N", text.split(": ")[0]) for _, text in walk.violations)
+    for rule, count in rules.most_common():
+        print(f"  {count:5} x {rule}")
     first = walk.violations[0][0]
     for at, text in [event for event in walk.timeline.events if event[0] <= first][-last:]:
         print(f"    {at:.3f} {text}")

@@ -93,6 +93,8 @@ def test_late_answers():
     assert "later" in verdicts(11, 16.1, 202, "old", wait=3.0, trouble=(13, 13.1))[0]
     assert verdicts(11, 16.1, 202, "old", wait=3.0, stall=(12, 12.5)) == []
     assert verdicts(11, 16.1, 202, "old", wait=3.0, killed=(12, 12)) == []
+    assert verdicts(11, 16.9, 202, "old", wait=3.0, trouble=(13, 14), short=(12, 15)) == []
+    assert "later" in verdicts(11, 17.1, 202, "old", trouble=(13, 14), short=(12, 15))[0]
     assert "no answer" in verdicts(11, 30, 0, wait=3.0, outcome=Outcome.SILENT)
 
 
