@@ -38,7 +38,7 @@ static bool conninfo_element_is(const char *list, size_t n, const char *text)
     size_t length = strlen(text);
     const char *element;
 
-    if (n >= conninfo_count(list))
+    if (!list || n >= conninfo_count(list))
         return false;
     element = conninfo_element(list, n);
     return strncmp(element, text, length) == 0 && (element[length] == ',' || !element[length]);

@@ -14,8 +14,8 @@
  *
  * SIGHUP: each worker that was started before the signal is replaced, one at a time, the new one
  * started before the old one is asked to stop. So there is at most one process too many. An old one
- * that has not ended after 1.8 seconds is killed. The next one follows when the new one has survived
- * its first second, so a worker that cannot start never replaces all that serve.
+ * that has not ended after 1.8 seconds is killed. The next one follows when the new one has
+ * survived its first second, so a worker that cannot start never replaces all that serve.
  *
  * A worker that dies is replaced at once. If it failed at its start, that is within its first
  * second and by an exit status or a crash, its replacement waits for 100 ms, and twice as long each

@@ -6,17 +6,18 @@
 #include <string.h>
 
 /*
- * The budget of polling: a tenth of the connection's time is credited, and each batch of polls is
- * charged with the time that it took. What is not used in quiet seconds is kept, up to a bound that
- * is enough for one quick round over twenty thousand sessions. A batch that was held up (by a lock,
- * a slow disk) is charged with the bound of a charge, so that it does not stop polling for long.
+ * The budgets of polling: one for sessions with a claimed order and one for the others, so that
+ * neither keeps the other from being polled. Each is credited with a tenth of the connection's
+ * time, and each batch of polls is charged with the time that it took. What is not used in quiet
+ * seconds is kept, up to a bound that is enough for one quick round over twenty thousand sessions.
+ * A batch that was held up (by a lock, a slow disk) is charged with the bound of a charge, so that
+ * it does not stop polling for long.
  */
 #define BUDGET_SHARE      10
 #define BUDGET_CREDIT_MAX (300 * USEC_PER_MS)
 #define BUDGET_CHARGE_MAX (100 * USEC_PER_MS)
 
-/* Keys in the first batch of polls after a change: sessions with a claimed order. It is small, as
- * it is sent whatever the budget says. */
+/* Limit of a batch of polls of claimed orders: those who are about to pay wait for its end. */
 #define CLAIMED_BATCH_MAX 64
 /* Limit of a batch of polls while new requests arrive: each may have to wait for the whole batch.
  */
@@ -25,6 +26,18 @@
 #define BUSY_TIME (100 * USEC_PER_MS)
 
 TAILQ_HEAD(watch_list, watch);
+
+struct budget {
+    usec_t credit; /* at the time below; below 0: in debt */
+    usec_t at;
+};
+
+/* What a turn of the database connection is for. */
+enum turn {
+    TURN_FRESH, /* requests that ask */
+    TURN_CHECK,
+    TURN_POLL,
+};
 
 struct waiting {
     usec_t check_interval, patience;
@@ -38,18 +51,18 @@ struct waiting {
 
     uint64_t batch_number; /* of the batch under way, else of the last one */
     enum session_question question;
+    enum watch_place polled; /* for QUESTION_PAYMENT: where its watches came from */
     size_t batch_count;
     struct watch *batch[SESSION_BATCH_MAX]; /* of the batch under way */
     usec_t sent_at;                         /* when it, or the check under way, was sent */
 
     uint64_t version; /* of the database, as the last check found it */
     usec_t check_due;
-    bool was_fresh;               /* the last step was a batch of requests that ask */
-    usec_t fresh_at;              /* when the last such batch was sent */
-    uint64_t claimed_version;     /* at which claimed watches were last polled */
-    enum watch_place last_polled; /* WATCH_CLAIMED or WATCH_UNCLAIMED */
-    usec_t road;                  /* what a statement takes that costs the database nothing */
-    usec_t credit, credit_at;     /* of the budget, at this time; below 0: in debt */
+    enum turn last_turn;
+    bool last_was_check; /* of the last two turns that were not TURN_FRESH, the later */
+    usec_t fresh_at;     /* when requests that ask were last asked about */
+    usec_t road;         /* what a statement takes that costs the database nothing */
+    struct budget budgets[WATCH_AWAY]; /* by place; of parked watches */
 };
 
 static int waiting_compare_keys(const void *left, const void *right)
@@ -92,10 +105,11 @@ static struct watch *watch_new(const struct session_key *key)
     size_t url = strlen(key->url) + 1;
     size_t instance = strlen(key->instance) + 1;
     struct watch *watch = calloc(1, sizeof *watch + session + url + instance);
-    char *text = (char *)(watch + 1);
+    char *text;
 
     if (!watch)
         return NULL;
+    text = (char *)(watch + 1);
     watch->key.session = memcpy(text, key->session, session);
     watch->key.url = memcpy(text + session, key->url, url);
     watch->key.instance = memcpy(text + session + url, key->instance, instance);
@@ -256,51 +270,35 @@ static bool waiting_has_poll(const struct waiting *waiting, enum watch_place pla
     return first && waiting_has_changed(waiting, first);
 }
 
-static usec_t waiting_credit(const struct waiting *waiting, usec_t now)
+static usec_t budget_credit(const struct budget *budget, usec_t now)
 {
-    usec_t earned = (now - waiting->credit_at) / BUDGET_SHARE;
-
-    return usec_min(waiting->credit + earned, BUDGET_CREDIT_MAX);
+    return usec_min(budget->credit + (now - budget->at) / BUDGET_SHARE, BUDGET_CREDIT_MAX);
 }
 
-static void waiting_charge(struct waiting *waiting, usec_t took, usec_t now)
+static void budget_charge(struct budget *budget, usec_t work, usec_t now)
 {
-    usec_t work = usec_max(took - waiting->road, 0);
-    usec_t left = waiting_credit(waiting, now) - usec_min(work, BUDGET_CHARGE_MAX);
+    usec_t left = budget_credit(budget, now) - usec_min(work, BUDGET_CHARGE_MAX);
 
-    waiting->credit = usec_max(left, -BUDGET_CHARGE_MAX);
-    waiting->credit_at = now;
+    budget->credit = usec_max(left, -BUDGET_CHARGE_MAX);
+    budget->at = now;
 }
 
-/* Whether the first poll of claimed orders after a change has still to be sent. */
-static bool waiting_has_claimed_poll(const struct waiting *waiting)
+/* When there is credit. */
+static usec_t budget_due(const struct budget *budget)
 {
-    return waiting->claimed_version != waiting->version && waiting_has_poll(waiting, WATCH_CLAIMED);
+    return budget->credit > 0 ? 0 : budget->at + (1 - budget->credit) * BUDGET_SHARE;
 }
 
-/* The place whose watches may be polled now, WATCH_AWAY if there is none. Past the first poll both
- * kinds take turns, so that many claimed orders do not keep the others from being found. */
-static enum watch_place waiting_poll_place(const struct waiting *waiting, usec_t now)
+/* When the watches of a place of parked ones may be polled; USEC_NEVER if none has to be. */
+static usec_t waiting_place_due(const struct waiting *waiting, enum watch_place place)
 {
-    bool claimed = waiting_has_poll(waiting, WATCH_CLAIMED);
-    bool unclaimed = waiting_has_poll(waiting, WATCH_UNCLAIMED);
-
-    if (waiting_has_claimed_poll(waiting))
-        return WATCH_CLAIMED;
-    if (waiting_credit(waiting, now) <= 0 || !(claimed || unclaimed))
-        return WATCH_AWAY;
-    if (claimed && unclaimed)
-        return waiting->last_polled == WATCH_CLAIMED ? WATCH_UNCLAIMED : WATCH_CLAIMED;
-    return claimed ? WATCH_CLAIMED : WATCH_UNCLAIMED;
+    return waiting_has_poll(waiting, place) ? budget_due(&waiting->budgets[place]) : USEC_NEVER;
 }
 
 static usec_t waiting_poll_due(const struct waiting *waiting)
 {
-    if (waiting_has_claimed_poll(waiting))
-        return 0;
-    if (!waiting_has_poll(waiting, WATCH_CLAIMED) && !waiting_has_poll(waiting, WATCH_UNCLAIMED))
-        return USEC_NEVER;
-    return waiting->credit > 0 ? 0 : waiting->credit_at + (1 - waiting->credit) * BUDGET_SHARE;
+    return usec_min(
+        waiting_place_due(waiting, WATCH_CLAIMED), waiting_place_due(waiting, WATCH_UNCLAIMED));
 }
 
 static bool waiting_anybody_asks(const struct waiting *waiting)
@@ -343,19 +341,17 @@ static void waiting_take_fresh(struct waiting *waiting, usec_t now)
     waiting_fill_batch(waiting, WATCH_LASTS, SESSION_BATCH_MAX);
 }
 
-static void waiting_take_polls(struct waiting *waiting, enum watch_place place, usec_t now)
+/* Those about to pay go first. */
+static void waiting_take_polls(struct waiting *waiting, usec_t now)
 {
-    size_t max = SESSION_BATCH_MAX;
+    bool claimed = waiting_place_due(waiting, WATCH_CLAIMED) <= now;
+    size_t max = claimed ? CLAIMED_BATCH_MAX : SESSION_BATCH_MAX;
 
-    if (waiting_has_claimed_poll(waiting))
-        max = CLAIMED_BATCH_MAX;
     if (now - waiting->fresh_at < BUSY_TIME)
         max = BUSY_BATCH_MAX;
-    if (place == WATCH_CLAIMED)
-        waiting->claimed_version = waiting->version;
-    waiting->last_polled = place;
+    waiting->polled = claimed ? WATCH_CLAIMED : WATCH_UNCLAIMED;
     waiting_start_batch(waiting, QUESTION_PAYMENT, now);
-    waiting_fill_batch(waiting, place, max);
+    waiting_fill_batch(waiting, waiting->polled, max);
 }
 
 static void waiting_copy_batch(const struct waiting *waiting, struct waiting_batch *batch)
@@ -371,24 +367,43 @@ static bool waiting_check_is_due(const struct waiting *waiting, usec_t now)
     return waiting_parked(waiting) > 0 && waiting->check_due <= now;
 }
 
+/* Whose turn it is: requests that ask, but every other turn is for checks and polls, and of these
+ * every other one for polls, where there are any. False if there is nothing to do. */
+static bool waiting_choose_turn(struct waiting *waiting, enum turn *turn, usec_t now)
+{
+    bool check = waiting_check_is_due(waiting, now);
+    bool poll = waiting_poll_due(waiting) <= now;
+
+    if (waiting_anybody_asks(waiting) && !((check || poll) && waiting->last_turn == TURN_FRESH))
+        *turn = TURN_FRESH;
+    else if (check && !(poll && waiting->last_was_check))
+        *turn = TURN_CHECK;
+    else if (poll)
+        *turn = TURN_POLL;
+    else
+        return false;
+    waiting->last_turn = *turn;
+    if (*turn != TURN_FRESH)
+        waiting->last_was_check = *turn == TURN_CHECK;
+    return true;
+}
+
 enum waiting_step waiting_next(struct waiting *waiting, struct waiting_batch *batch, usec_t now)
 {
-    enum watch_place place = waiting_poll_place(waiting, now);
-    bool check = waiting_check_is_due(waiting, now);
-    bool others = check || place != WATCH_AWAY;
+    enum turn turn;
 
-    if (waiting_anybody_asks(waiting) && !(others && waiting->was_fresh)) {
-        waiting->was_fresh = true;
+    if (!waiting_choose_turn(waiting, &turn, now))
+        return WAITING_NOTHING;
+    switch (turn) {
+    case TURN_FRESH:
         waiting_take_fresh(waiting, now);
-    } else {
-        waiting->was_fresh = false;
-        if (!others)
-            return WAITING_NOTHING;
-        if (check) {
-            waiting->sent_at = now;
-            return WAITING_CHECK;
-        }
-        waiting_take_polls(waiting, place, now);
+        break;
+    case TURN_CHECK:
+        waiting->sent_at = now;
+        return WAITING_CHECK;
+    case TURN_POLL:
+        waiting_take_polls(waiting, now);
+        break;
     }
     waiting_copy_batch(waiting, batch);
     return WAITING_BATCH;
@@ -410,13 +425,13 @@ void waiting_checked(struct waiting *waiting, uint64_t version, usec_t now)
     usec_t took = now - waiting->sent_at;
 
     waiting->version = version;
-    /* Half of the time at least belongs to others, where the road is long. */
-    waiting->check_due = usec_max(waiting->sent_at + waiting->check_interval, now + took);
     /* The shortest of late: falls at once, rises slowly. */
     if (took < waiting->road)
         waiting->road = took;
     else
-        waiting->road += (took - waiting->road) / 16;
+        waiting->road += usec_min(took - waiting->road, waiting->check_interval) / 16;
+    /* Where the road is long, half of the time at least belongs to others. */
+    waiting->check_due = usec_max(waiting->sent_at + waiting->check_interval, now + waiting->road);
 }
 
 static bool watch_learn(struct watch *watch, const struct session_answer *answer)
@@ -493,7 +508,8 @@ void waiting_settle(
     struct waiting *waiting, const struct session_answer *answers, size_t park_limit, usec_t now)
 {
     if (waiting->question == QUESTION_PAYMENT)
-        waiting_charge(waiting, now - waiting->sent_at, now);
+        budget_charge(&waiting->budgets[waiting->polled],
+            usec_max(now - waiting->sent_at - waiting->road, 0), now);
     for (size_t i = 0; i < waiting->batch_count; i++)
         waiting_settle_watch(waiting, waiting->batch[i], &answers[i], park_limit, now);
     waiting_end_batch(waiting);

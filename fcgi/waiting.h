@@ -21,11 +21,12 @@
  * sent after the request had asked.
  *
  * The rules:
- *  - New requests go first. Those that ask a last time have a quarter of a batch, and polls and
- *    checks every other turn, however many new requests there are.
+ *  - New requests go first. Those that ask a last time have a quarter of a batch, and checks and
+ *    polls every other turn, which they share, however many new requests there are.
  *  - Parked requests are polled only after the database has changed, which a small check finds out
  *    every check interval. Sessions with a claimed order go first: they are about to be paid.
- *  - Polling may take a tenth of the database connection's time, on average: see waiting.c.
+ *  - Polling may take a tenth of the database connection's time for sessions with a claimed order,
+ *    and a tenth for the others, on average: see the budgets in waiting.c.
  *  - A request waits for the database at most for its patience: from its arrival, or, once it has
  *    been parked, from its deadline.
  */

@@ -69,7 +69,7 @@ static struct acceptor *acceptor;
 static int epoll_fd, listen_fd;
 static struct sockaddr_un address;
 static socklen_t address_length;
-static usec_t now;
+static usec_t fuzz_now;
 static unsigned serials;
 static int connects;
 static unsigned failing; /* so many of the larger allocations of connection.c fail */
@@ -127,7 +127,7 @@ static void caller_answer(struct held *request)
         length = sizeof text;
     REQUIRE(connection_owner(connection) == request);
     caller_forget(request);
-    connection_reply(connection, text, (size_t)length, now);
+    connection_reply(connection, text, (size_t)length, fuzz_now);
 }
 
 static void caller_close(struct held *request, const char *reason)
@@ -158,7 +158,7 @@ static void caller_take(struct connection *connection, bool refuse)
 
 static void caller_read(struct connection *connection)
 {
-    switch (connection_read(connection, now)) {
+    switch (connection_read(connection, fuzz_now)) {
     case CONNECTION_NOTHING:
         break;
     case CONNECTION_REQUEST:
@@ -184,9 +184,9 @@ static void caller_one_turn(void)
     for (int i = 0; i < count; i++)
         if (events[i].data.ptr)
             caller_read(events[i].data.ptr);
-    while ((connection = acceptor_accept(acceptor, now)))
+    while ((connection = acceptor_accept(acceptor, fuzz_now)))
         caller_read(connection);
-    acceptor_expire(acceptor, now);
+    acceptor_expire(acceptor, fuzz_now);
 }
 
 static void set_descriptors(rlim_t limit)
@@ -506,7 +506,7 @@ static void peer_act(struct script *script, unsigned what)
 /* Lets the clock go on. Who has sent half a request, or none, may be closed then. */
 static void clock_act(struct script *script)
 {
-    now += script_byte(script) * (100 * USEC_PER_MS);
+    fuzz_now += script_byte(script) * (100 * USEC_PER_MS);
 }
 
 static void memory_act(struct script *script)
@@ -550,10 +550,10 @@ static void step(struct script *script)
 static void finish(void)
 {
     failing = crowded = 0;
-    now += 2 * USEC_PER_SEC;
+    fuzz_now += 2 * USEC_PER_SEC;
     for (int round = 0; round < 10 + 3 * connects; round++) {
         caller_turn();
-        now += USEC_PER_MS;
+        fuzz_now += USEC_PER_MS;
         while (held)
             caller_answer(held);
     }
@@ -579,7 +579,7 @@ static void finish(void)
         caller_turn();
         while (held)
             caller_answer(held);
-        now += CONNECTION_SILENCE + 1;
+        fuzz_now += CONNECTION_SILENCE + 1;
     }
     REQUIRE(held == NULL);
     REQUIRE(acceptor_count(acceptor) == 0);
@@ -608,7 +608,7 @@ static void start(void)
     REQUIRE(listen(listen_fd, 4096) == 0);
     REQUIRE(getsockname(listen_fd, (struct sockaddr *)&address, &address_length) == 0);
     epoll_fd = epoll_create1(EPOLL_CLOEXEC);
-    now = clock_now();
+    fuzz_now = clock_now();
     serials = 0;
     connects = 0;
     acceptor = acceptor_open(epoll_fd, listen_fd);

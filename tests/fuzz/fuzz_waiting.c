@@ -25,7 +25,8 @@
 #define LAST_SHARE    (SESSION_BATCH_MAX / 4)
 #define NEW_SHARE     (SESSION_BATCH_MAX - LAST_SHARE)
 #define POLL_FRACTION 10
-/* A poll that is owed is sent by then, unless fewer steps than this were possible. */
+/* How long the budget may put off a poll that is owed, and how many other steps may then still go
+ * before it. */
 #define POLL_PAUSE_MAX (1100 * USEC_PER_MS)
 #define POLL_STEPS_MAX 12
 /* How far polling may be ahead of its tenth, and what one poll is charged with at most. */
@@ -93,7 +94,7 @@ enum fuzz_flight {
 struct fuzz_debt {
     size_t keys;
     usec_t since;   /* when there was none, or one was polled */
-    unsigned steps; /* what was asked since then */
+    unsigned steps; /* what was asked since then, when the budget allowed a poll again */
 };
 
 static struct fuzz_world {
@@ -310,6 +311,12 @@ static void model_update_debt(enum fuzz_need need)
     w.debts[need].keys = count;
 }
 
+/* Whether a check has found another state of the database than the last lookup of the key. */
+static bool model_is_stale(const struct fuzz_key *key)
+{
+    return w.checked && !(key->version_known && key->version == w.version);
+}
+
 /* Works out what each key needs, and gives bounds to those that need something else than before. */
 static void model_update_keys(void)
 {
@@ -330,8 +337,7 @@ static void model_update_keys(void)
     for (size_t i = 0; i < w.key_count; i++) {
         struct fuzz_key *key = &w.keys[i];
         bool polled = key->need == NEED_CLAIMED || key->need == NEED_UNCLAIMED;
-        bool owed = polled && w.checked && w.rows[i].changed > key->seen &&
-                    w.rows[i].changed <= w.version && key->seen < w.version;
+        bool owed = polled && model_is_stale(key);
 
         if (changed[i] || (owed && !key->owed))
             key->bound = !polled || owed ? model_bound(key->need) : BATCHES_MAX;
@@ -600,11 +606,6 @@ static void caller_stop(usec_t limit)
 
 /* ---- The caller: asking the database ---- */
 
-static bool model_is_stale(const struct fuzz_key *key)
-{
-    return w.checked && !(key->version_known && key->version == w.version);
-}
-
 static bool model_check_is_due(void)
 {
     return model_count(WAITER_PARKED) > 0 &&
@@ -631,10 +632,10 @@ static void model_check_debt(enum fuzz_need need)
 {
     struct fuzz_debt *debt = &w.debts[need];
 
-    if (debt->keys == 0)
+    if (debt->keys == 0 || w.now <= debt->since + POLL_PAUSE_MAX)
         return;
-    CHECK(w.now <= debt->since + POLL_PAUSE_MAX || debt->steps <= POLL_STEPS_MAX);
     debt->steps++;
+    CHECK(debt->steps <= POLL_STEPS_MAX);
 }
 
 /* Nothing to ask: then nobody asks, and the time to ask again is right. */
@@ -1083,7 +1084,7 @@ static void fuzz_begin_world(const uint8_t *data, size_t size)
     w.check_sent = -1;
     w.commit = 1 + (size_t)fuzz_byte(&w.input) % 2;
     for (size_t i = 0; i < w.key_count; i++) {
-        snprintf(w.keys[i].session, sizeof w.keys[i].session, "%zu", i);
+        snprintf(w.keys[i].session, sizeof w.keys[i].session, "%u", (unsigned)i);
         w.rows[i].status = SESSION_UNKNOWN;
     }
     w.waiting = waiting_new(w.interval, w.patience);

@@ -677,6 +677,24 @@ static void test_failed_poll_is_sent_again(void **state)
     take_known(f, &waiter, SESSION_PAID);
 }
 
+/* A key that was polled in vain must not get behind those that need no poll. */
+static void test_failed_poll_goes_before_keys_just_looked_up(void **state)
+{
+    struct fixture *f = *state;
+    struct waiter old = {0}, new = {0};
+
+    add_parked(f, &old, "old", &unknown);
+    check_finds_change(f);
+    add_parked(f, &new, "new", &unknown);
+    send(f, QUESTION_PAYMENT, 1);
+    waiting_failed(f->waiting);
+    send(f, QUESTION_PAYMENT, 1);
+    assert_in_batch(f, QUESTION_PAYMENT, "old");
+    settle(f, &paid);
+    take_known(f, &old, SESSION_PAID);
+    waiting_remove(f->waiting, &new);
+}
+
 static void test_failed_check_is_sent_again(void **state)
 {
     struct fixture *f = *state;
@@ -705,6 +723,8 @@ static void test_claimed_orders_are_polled_first_after_a_change(void **state)
         send(f, QUESTION_PAYMENT, 1);
         assert_in_batch(f, QUESTION_PAYMENT, "one");
         settle(f, &claimed);
+        send(f, QUESTION_PAYMENT, COUNT_OF(many));
+        settle(f, &unknown);
     }
     remove_many(f, many, COUNT_OF(many));
     waiting_remove(f->waiting, &one);
@@ -854,6 +874,35 @@ static void test_long_road_is_not_charged(void **state)
     }
     assert_in_range(polls, 95, 105);
     waiting_remove(f->waiting, &waiter);
+}
+
+/* A check and the first poll after it may take longer than the check interval. */
+static void test_long_road_leaves_turns_to_unclaimed_orders(void **state)
+{
+    struct fixture *f = *state;
+    struct waiter one = {0}, other = {0};
+    size_t polls = 0;
+
+    add_parked(f, &one, "claimed", &claimed);
+    add_parked(f, &other, "unclaimed", &unknown);
+    for (int i = 0; i < 200; i++) {
+        enum waiting_step step;
+        bool about_other;
+
+        f->now = usec_max(f->now, waiting_due(f->waiting, f->now));
+        step = waiting_next(f->waiting, &f->batch, f->now);
+        f->now += 20 * USEC_PER_MS;
+        if (step == WAITING_CHECK) {
+            waiting_checked(f->waiting, ++f->version, f->now);
+            continue;
+        }
+        about_other = strcmp(f->batch.keys[0]->session, "unclaimed") == 0;
+        polls += about_other;
+        settle(f, about_other ? &unknown : &claimed);
+    }
+    assert_in_range(polls, 30, 100);
+    waiting_remove(f->waiting, &one);
+    waiting_remove(f->waiting, &other);
 }
 
 /* Claimed keys whose polls use up the budget must not keep the others from being found. */
@@ -1118,6 +1167,7 @@ int main(void)
         WAITING_TEST(test_poll_that_finds_it_paid_answers),
         WAITING_TEST(test_poll_that_finds_nothing_paid_leaves_what_is_known),
         WAITING_TEST(test_failed_poll_is_sent_again),
+        WAITING_TEST(test_failed_poll_goes_before_keys_just_looked_up),
         WAITING_TEST(test_failed_check_is_sent_again),
         WAITING_TEST(test_claimed_orders_are_polled_first_after_a_change),
         WAITING_TEST(test_poll_that_finds_a_claim_puts_the_key_first),
@@ -1126,6 +1176,7 @@ int main(void)
         WAITING_TEST(test_one_round_after_a_quiet_time_is_not_held_up),
         WAITING_TEST(test_one_slow_poll_does_not_stop_polling),
         WAITING_TEST(test_long_road_is_not_charged),
+        WAITING_TEST(test_long_road_leaves_turns_to_unclaimed_orders),
         WAITING_TEST(test_claimed_orders_leave_budget_to_the_others),
         WAITING_TEST(test_one_slow_check_does_not_stop_checks),
         WAITING_TEST(test_deadline_is_a_last_lookup),
