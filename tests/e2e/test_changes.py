@@ -12,7 +12,7 @@ import pytest
 
 from layouts import make_merchant, put_view_before_contracts
 from merchant import new_session, new_url
-from servers import Postgres, Standby, read_statement, start, wait_until
+from servers import Postgres, Standby, make_shop, read_statement, start, wait_until
 
 SECONDS = 4
 SLACK = 1.0
@@ -28,6 +28,11 @@ def postgres():
     """A cluster of its own, with two-phase commits: snapshots are those of a whole cluster."""
     with Postgres(max_prepared_transactions=20) as cluster:
         yield cluster
+
+
+@pytest.fixture(scope="module")
+def database(postgres):
+    return make_shop(postgres, "shop")
 
 
 def new_merchant(postgres, **layout):
@@ -249,10 +254,62 @@ def test_a_standby_and_its_promotion(postgres, lookup_probe):
             assert probe.result()[1]["versions"] <= 3
         with Probe(lookup_probe, standby.conninfo(merchant.db), "wait", keys, 30) as probe:
             committed = pay_in_every_way(merchant, orders[:20])
+            assert standby.psql(read_statement("changes.sql")).startswith("replayed ")
             standby.promote()
+            assert standby.psql(read_statement("changes.sql")).startswith("snapshot ")
             merchant.postgres = standby
             committed |= pay_in_every_way(merchant, orders[20:])
             assert_found(probe.result()[0], committed)
+
+
+# The same through the program
+
+def start_waiting(pool, keys):
+    """Requests that wait, and when each was answered, by order."""
+    answered = {}
+
+    def note(future):
+        answered[future.result().json.get("order_id")] = time.monotonic()
+
+    for key in keys:
+        pool.fcgi.later(*key, timeout_ms=30000).add_done_callback(note)
+    return answered
+
+
+def assert_answered(answered, committed):
+    wait_until(lambda: len(answered) == len(committed), 5, "all answers")
+    assert_found(answered, committed)
+
+
+@pytest.mark.parametrize("kind", ["table", "view", "foreign table", "foreign partition"])
+def test_waiting_requests_are_answered(postgres, start_pool, kind):
+    if kind.startswith("foreign"):
+        merchant, writer = make_foreign(postgres, kind == "foreign partition")
+    else:
+        merchant = writer = new_merchant(postgres)
+    if kind == "view":
+        put_view_before_contracts(merchant)
+    pool = start_pool(database=postgres.conninfo(merchant.db))
+    pool.expect("no index for the lookup")
+    keys = new_keys(10)
+    orders = [writer.contract(*key) for key in keys]
+    answered = start_waiting(pool, keys)
+    assert_answered(answered, pay_in_every_way(writer, orders))
+
+
+def test_waiting_on_a_standby_through_its_promotion(postgres, start_pool):
+    merchant = new_merchant(postgres)
+    keys = new_keys(20)
+    orders = [merchant.contract(*key) for key in keys]
+    with Standby(postgres) as standby:
+        pool = start_pool(database=standby.conninfo(merchant.db))
+        answered = start_waiting(pool, keys)
+        committed = pay_in_every_way(merchant, orders[:10])
+        standby.promote()
+        merchant.postgres = standby
+        committed |= pay_in_every_way(merchant, orders[10:])
+        assert_answered(answered, committed)
+        assert pool.stop() == 0
 
 
 # Other versions of PostgreSQL
