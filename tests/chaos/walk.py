@@ -81,9 +81,9 @@ class Plan:
 
 def draw_setup(chance):
     return Setup(workers=chance.choice([1, 2, 2, 3]), poll_interval=chance.choice([50, 100, 250]),
-                 db_timeout=chance.choice([800, 1200, 2000]), max_wait=chance.choice([50000] * 5 + [3000, 1500]),
-                 max_waiting=chance.choice([8192, 8192, 8192, 30, 5]), descriptors=chance.choice([None] * 5 + [90, 150]),
-                 hung_host=chance.random() < 1 / 8)
+                 db_timeout=chance.choice([800, 1200, 2000]), max_wait=chance.choice([50000] * 8 + [3000, 1500]),
+                 max_waiting=chance.choice([8192] * 8 + [30, 5]), descriptors=chance.choice([None] * 8 + [90, 150]),
+                 hung_host=chance.random() < 1 / 10)
 
 
 def draw_faults(chance, track, seconds, db_timeout, others):
