@@ -30,7 +30,7 @@ class Database:
 
     # May be in the log when such a fault was injected.
     LOGS = [r"warning: database: "]
-    KINDS = {"lock": 4, "longlock": 2, "slow": 1, "restart": 3, "crash": 2, "away": 1, "pause": 2, "terminate": 3}
+    KINDS = {"lock": 4, "longlock": 2, "slow": 1, "restart": 3, "crash": 2, "away": 2, "pause": 2, "terminate": 3}
 
     def __init__(self, postgres, db, timeline, db_timeout):
         self.postgres = postgres

@@ -231,13 +231,13 @@ class Judge:
         possible = {commit.found for commit in self.timeline.possible(asked.key, min(begin, asked.ended), asked.ended)}
         if said in possible:
             return None
-        return f"untrue at any moment of the last {asked.ended - begin:.3f} s; it was one of {sorted(map(str, possible))}"
+        return f"untrue at any moment of the last {asked.ended - begin:.3f} s: right were {sorted(map(str, possible))}"
 
     def _undisturbed(self, asked):
-        """Nothing kept the last lookup from coming after the deadline: it has to be the source of the answer."""
-        return (asked.wait >= SOON and asked.status != 200 and not self._reason_for_early(asked)
-                and asked.ended >= asked.deadline - ROUNDING
-                and self._healthy(asked.sent, asked.ended))
+        """It was parked, and no worker left: the last lookup, which is one after the deadline, has to be the source of the answer."""
+        return (asked.status != 200 and asked.ended >= asked.deadline - ROUNDING and not self._reason_for_early(asked)
+                and not self.timeline.met(Kind.KILLED, asked.sent - GRACE, asked.ended)
+                and self._known(asked, asked.sent + asked.wait))
 
     DISTURBING = (Kind.TROUBLE, Kind.DOWN, Kind.LEAVING, Kind.KILLED, Kind.FROZEN, Kind.STALL)
 
@@ -324,15 +324,16 @@ class Judge:
         return (self.timeline.met(Kind.LEAVING, asked.sent - ROUNDING, asked.ended)
                 or self.timeline.met(Kind.DOWN, asked.sent - ROUNDING, asked.ended))
 
-    def _known(self, asked):
-        """The worker that answers must have had an answer from the database for it."""
+    def _known(self, asked, until=math.inf):
+        """The worker that answers must have had an answer from the database for it, before this moment."""
         if asked.wait == 0 or self.timeline.met(Kind.SHORT, asked.sent, asked.ended):
             return False
+        until = min(until, asked.ended)
         killed = self.timeline.met(Kind.KILLED, asked.sent, asked.ended)
         begin = max([asked.arrived] + [span.end + GRACE for span in killed])
-        if not begin < asked.ended:
+        if not begin < until:
             return False
-        gaps = self.timeline.gaps(self.DISTURBING, begin - GRACE, asked.ended)
+        gaps = self.timeline.gaps(self.DISTURBING, begin - GRACE, until)
         return any(gap.end - max(gap.begin, begin) >= LOOKED_UP + self.rules.connect_cost for gap in gaps)
 
     # Whether it may be lost.

@@ -102,7 +102,7 @@ class Merchant:
         return self._do(at, name, key, order)
 
     def sale(self, key, moments):
-        """An order is offered, claimed and paid, at these three moments."""
+        """An order is offered, claimed and paid, at these moments; with two of them it is not paid."""
         order = self._new_order()
         return [self._do(at, name, key, order) for at, name in zip(moments, ("offer", "claim", "pay"))]
 

@@ -81,22 +81,22 @@ class Plan:
 
 def draw_setup(chance):
     return Setup(workers=chance.choice([1, 2, 2, 3]), poll_interval=chance.choice([50, 100, 250]),
-                 db_timeout=chance.choice([800, 1200, 2000]), max_wait=chance.choice([50000] * 5 + [3000, 1500]),
-                 max_waiting=chance.choice([8192, 8192, 8192, 30, 5]), descriptors=chance.choice([None] * 5 + [90, 150]),
-                 hung_host=chance.random() < 1 / 8)
+                 db_timeout=chance.choice([800, 1200, 2000]), max_wait=chance.choice([50000] * 8 + [3000, 1500]),
+                 max_waiting=chance.choice([8192] * 8 + [30, 5]), descriptors=chance.choice([None] * 8 + [90, 150]),
+                 hung_host=chance.random() < 1 / 10)
 
 
-def draw_faults(chance, track, seconds, db_timeout, moments):
-    """Faults one after the other; some begin within the `moments` (begin, end) of others."""
+def draw_faults(chance, track, seconds, db_timeout, others):
+    """Faults one after the other; most begin while one of the `others`, spans (begin, end), is going on."""
     plan, at = [], chance.uniform(0.3, 2)
     while at < seconds:
+        later = [span for span in others if span[1] > at]
+        if later and chance.random() < 0.7:
+            at = chance.uniform(max(at, later[0][0]), later[0][1])
         kind = chance.choices(list(track.KINDS), track.KINDS.values())[0]
         parameters = track.draw(chance, kind, db_timeout)
         plan.append((round(at, 3), kind, parameters))
         at += parameters["seconds"] + chance.uniform(0.1, 3)
-        later = [span for span in moments if span[1] > at]
-        if later and chance.random() < 0.6:
-            at = max(at, chance.uniform(*later[0]))
     return plan
 
 
@@ -124,15 +124,20 @@ def draw_peers(chance, keys, seconds, moments, lull):
 
 
 def draw_customers(chance, merchant, prefix, seconds):
-    """Shoppers with a session of their own, as in a real shop: offered, claimed and paid while one request waits."""
+    """Shoppers with a session of their own, as in a real shop: offered, claimed and most often paid while one request waits."""
     peers, deeds = [], []
     for n in range(int(3 * seconds)):
         at = chance.uniform(0, seconds - 1)
         key = Key("shop", f"{prefix}customer/{n}", f"https://shop.example/{prefix}{n % 3}")
         peers.append((round(at, 3), Peers.CUSTOMER, key, 6, chance.randrange(2 ** 32)))
         moments = sorted(at + chance.uniform(-0.5, 3) for _ in range(3))
-        deeds += merchant.sale(key, [round(moment, 3) for moment in moments])
+        deeds += merchant.sale(key, [round(moment, 3) for moment in moments[:chance.choice([2, 3, 3])]])
     return peers, deeds
+
+
+def burst(at, every=3, length=0.3):
+    """The time moved to within a burst: between two the database is quiet, and what was missed stays missed."""
+    return at // every * every + at % every * length / every
 
 
 def make_plan(seed, seconds, chosen=frozenset(KINDS), prefix=MARKER, serial=1000):
@@ -157,6 +162,9 @@ def make_plan(seed, seconds, chosen=frozenset(KINDS), prefix=MARKER, serial=1000
              for at in sorted(chance.uniform(0, seconds) for _ in range(int(6 * seconds)))]
     customers, sales = draw_customers(part("customers"), merchant, prefix, seconds)
     deeds = sorted(deeds + sales, key=lambda deed: deed.at)
+    if part("bursts").random() < 0.4:
+        for deed in deeds:
+            deed.at = burst(deed.at)
     lull = part("lull").uniform(0, 2 * seconds)
     lull = (lull, lull + 3)
     chance, timeout = part("faults"), setup.db_timeout / 1000

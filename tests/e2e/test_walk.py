@@ -73,7 +73,8 @@ def test_the_last_lookup_is_one_at_the_deadline():
     assert verdicts(8, 11, 202, "old", wait=3.0) == []
     assert "untrue" in verdicts(8, 11, 404, wait=3.0)[0]
     assert verdicts(8, 10.5, 404, wait=3.0, leaving=(10.3, 10.6)) == []
-    assert verdicts(8, 11, 404, wait=3.0, trouble=(10.3, 10.6)) == []
+    assert verdicts(8, 11, 404, wait=3.0, trouble=(8.1, 10.6)) == []
+    assert "untrue" in verdicts(8, 11, 404, wait=3.0, trouble=(9.5, 10.6))[0]
 
 
 def test_early_answers():
