@@ -119,6 +119,7 @@ static struct fuzz_world {
     uint64_t sent, sent_everything, sent_claimed, sent_unclaimed;
     bool claimed_first; /* since the last change was seen no claimed key was polled */
     bool poll_is_free;  /* the poll under way is the first of claimed keys after a change */
+    usec_t poll_ended;  /* when the last one came back */
     usec_t polling;     /* what polls within the budget took, at least */
     struct fuzz_debt debts[NEEDS];
     size_t needs[NEEDS]; /* keys by need */
@@ -638,6 +639,14 @@ static void model_check_debt(enum fuzz_need need)
     CHECK(debt->steps <= POLL_STEPS_MAX);
 }
 
+/* Only the budget may put off a poll that is owed. */
+static void model_check_pause(enum fuzz_need need)
+{
+    usec_t since = usec_max(w.debts[need].since, w.poll_ended);
+
+    CHECK(w.debts[need].keys == 0 || w.now <= since + POLL_PAUSE_MAX);
+}
+
 /* Nothing to ask: then nobody asks, and the time to ask again is right. */
 static void model_check_nothing(usec_t due)
 {
@@ -648,8 +657,8 @@ static void model_check_nothing(usec_t due)
     if (model_count(WAITER_PARKED) > 0)
         CHECK(due <= w.now + usec_max(w.interval, w.check_took));
     CHECK(!w.claimed_first || model_count_stale(NEED_CLAIMED) == 0);
-    if (model_poll_is_owed())
-        CHECK(due <= w.now + POLL_PAUSE_MAX);
+    model_check_pause(NEED_CLAIMED);
+    model_check_pause(NEED_UNCLAIMED);
 }
 
 static void model_check_check(void)
@@ -849,6 +858,7 @@ static void model_charge_poll(void)
 {
     usec_t work = usec_max(w.now - w.sent_at - w.road_max, 0);
 
+    w.poll_ended = w.now;
     if (!w.poll_is_free)
         w.polling += usec_min(work, POLL_CHARGE_MAX);
 }
@@ -1094,7 +1104,6 @@ static void fuzz_begin_world(const uint8_t *data, size_t size)
 /* The caller goes on until a quiet database has nothing more to tell. */
 static void fuzz_settle_world(void)
 {
-    w.commit++;
     caller_run(RUN_SLEEPS, 50, 100);
     for (unsigned i = 0; i < 5000 && model_poll_is_owed(); i++)
         caller_run(RUN_SLEEPS, 1, 100);
