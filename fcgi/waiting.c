@@ -42,8 +42,8 @@ enum turn {
 struct waiting {
     usec_t check_interval, patience;
     void *watches; /* a tree by key, of tsearch(3): no choice of keys makes it slow */
-    struct watch_list places[WATCH_AWAY]; /* within a place of parked watches, those that have to be
-                                           * polled stand before those that have not */
+    struct watch_list places[WATCH_AWAY]; /* watches by place, but for those in `polled` */
+    struct watch_list polled[WATCH_AWAY]; /* parked ones that were looked up at this version */
     struct waiter_list outcomes;
     size_t counts[WAITER_FAILED + 1]; /* waiters by state */
     struct heap alarms;
@@ -51,7 +51,7 @@ struct waiting {
 
     uint64_t batch_number; /* of the batch under way, else of the last one */
     enum session_question question;
-    enum watch_place polled; /* where the watches of the last poll came from */
+    enum watch_place last_polled; /* where the watches of the last poll came from */
     size_t batch_count;
     struct watch *batch[SESSION_BATCH_MAX]; /* of the batch under way */
     usec_t sent_at;                         /* when it, or the check under way, was sent */
@@ -87,8 +87,10 @@ struct waiting *waiting_new(usec_t check_interval, usec_t patience)
     waiting->patience = patience;
     waiting->stop_limit = USEC_NEVER;
     waiting->road = USEC_NEVER;
-    for (int place = 0; place < WATCH_AWAY; place++)
+    for (int place = 0; place < WATCH_AWAY; place++) {
         TAILQ_INIT(&waiting->places[place]);
+        TAILQ_INIT(&waiting->polled[place]);
+    }
     TAILQ_INIT(&waiting->outcomes);
     return waiting;
 }
@@ -163,27 +165,36 @@ static enum watch_place watch_proper_place(const struct watch *watch)
     return WATCH_AWAY;
 }
 
-static bool waiting_has_changed(const struct waiting *waiting, const struct watch *watch)
+/* The list that a watch is in, by its place and its version. */
+static struct watch_list *waiting_watch_list(struct waiting *waiting, const struct watch *watch)
 {
-    return watch->version != waiting->version;
+    bool parked = watch->place == WATCH_CLAIMED || watch->place == WATCH_UNCLAIMED;
+
+    if (parked && watch->version == waiting->version)
+        return &waiting->polled[watch->place];
+    return &waiting->places[watch->place];
 }
 
 /* The one place where a watch moves. */
 static void waiting_move_watch(struct waiting *waiting, struct watch *watch, enum watch_place place)
 {
-    bool parked = place == WATCH_CLAIMED || place == WATCH_UNCLAIMED;
-
     if (watch->place == place)
         return;
     if (watch->place != WATCH_AWAY)
-        TAILQ_REMOVE(&waiting->places[watch->place], watch, link);
+        TAILQ_REMOVE(waiting_watch_list(waiting, watch), watch, link);
     watch->place = place;
-    if (place == WATCH_AWAY)
+    if (place != WATCH_AWAY)
+        TAILQ_INSERT_TAIL(waiting_watch_list(waiting, watch), watch, link);
+}
+
+/* The database has changed: whatever was looked up before has to be polled. */
+static void waiting_set_version(struct waiting *waiting, uint64_t version)
+{
+    if (version == waiting->version)
         return;
-    if (parked && waiting_has_changed(waiting, watch))
-        TAILQ_INSERT_HEAD(&waiting->places[place], watch, link);
-    else
-        TAILQ_INSERT_TAIL(&waiting->places[place], watch, link);
+    waiting->version = version;
+    TAILQ_CONCAT(&waiting->places[WATCH_CLAIMED], &waiting->polled[WATCH_CLAIMED], link);
+    TAILQ_CONCAT(&waiting->places[WATCH_UNCLAIMED], &waiting->polled[WATCH_UNCLAIMED], link);
 }
 
 static struct waiter_list *waiting_list_of(struct waiting *waiting, struct waiter *waiter)
@@ -262,14 +273,6 @@ size_t waiting_parked(const struct waiting *waiting)
     return waiting->counts[WAITER_PARKED];
 }
 
-/* Whether the first watch in a place of parked ones has to be polled. */
-static bool waiting_has_poll(const struct waiting *waiting, enum watch_place place)
-{
-    const struct watch *first = TAILQ_FIRST(&waiting->places[place]);
-
-    return first && waiting_has_changed(waiting, first);
-}
-
 static usec_t budget_credit(const struct budget *budget, usec_t now)
 {
     return usec_min(budget->credit + (now - budget->at) / BUDGET_SHARE, BUDGET_CREDIT_MAX);
@@ -292,7 +295,9 @@ static usec_t budget_due(const struct budget *budget)
 /* When the watches of a place of parked ones may be polled; USEC_NEVER if none has to be. */
 static usec_t waiting_place_due(const struct waiting *waiting, enum watch_place place)
 {
-    return waiting_has_poll(waiting, place) ? budget_due(&waiting->budgets[place]) : USEC_NEVER;
+    if (TAILQ_EMPTY(&waiting->places[place]))
+        return USEC_NEVER;
+    return budget_due(&waiting->budgets[place]);
 }
 
 static usec_t waiting_poll_due(const struct waiting *waiting)
@@ -318,12 +323,9 @@ static void waiting_start_batch(struct waiting *waiting, enum session_question q
 /* Moves watches from a place into the batch, until it has max. */
 static void waiting_fill_batch(struct waiting *waiting, enum watch_place place, size_t max)
 {
-    struct watch_list *list = &waiting->places[place];
-    bool all = place == WATCH_NEWCOMERS || place == WATCH_LASTS;
     struct watch *watch;
 
-    while (waiting->batch_count < max && (watch = TAILQ_FIRST(list)) &&
-           (all || waiting_has_changed(waiting, watch))) {
+    while (waiting->batch_count < max && (watch = TAILQ_FIRST(&waiting->places[place]))) {
         waiting->batch[waiting->batch_count++] = watch;
         waiting_move_watch(waiting, watch, WATCH_IN_BATCH);
     }
@@ -339,6 +341,7 @@ static void waiting_take_fresh(struct waiting *waiting, usec_t now)
     waiting_fill_batch(
         waiting, WATCH_NEWCOMERS, lasts ? SESSION_BATCH_MAX * 3 / 4 : SESSION_BATCH_MAX);
     waiting_fill_batch(waiting, WATCH_LASTS, SESSION_BATCH_MAX);
+    waiting_fill_batch(waiting, WATCH_NEWCOMERS, SESSION_BATCH_MAX);
 }
 
 /* Those about to pay go first, but where both kinds are due they take turns. */
@@ -348,7 +351,7 @@ static enum watch_place waiting_choose_polls(const struct waiting *waiting, usec
     bool unclaimed = waiting_place_due(waiting, WATCH_UNCLAIMED) <= now;
 
     if (claimed && unclaimed)
-        return waiting->polled == WATCH_CLAIMED ? WATCH_UNCLAIMED : WATCH_CLAIMED;
+        return waiting->last_polled == WATCH_CLAIMED ? WATCH_UNCLAIMED : WATCH_CLAIMED;
     return claimed ? WATCH_CLAIMED : WATCH_UNCLAIMED;
 }
 
@@ -359,7 +362,7 @@ static void waiting_take_polls(struct waiting *waiting, usec_t now)
 
     if (now - waiting->fresh_at < BUSY_TIME)
         max = BUSY_BATCH_MAX;
-    waiting->polled = place;
+    waiting->last_polled = place;
     waiting_start_batch(waiting, QUESTION_PAYMENT, now);
     waiting_fill_batch(waiting, place, max);
 }
@@ -434,7 +437,7 @@ void waiting_checked(struct waiting *waiting, uint64_t version, usec_t now)
 {
     usec_t took = now - waiting->sent_at;
 
-    waiting->version = version;
+    waiting_set_version(waiting, version);
     /* The shortest of late: falls at once, rises slowly. */
     if (took < waiting->road)
         waiting->road = took;
@@ -488,8 +491,10 @@ static void waiting_settle_watch(struct waiting *waiting, struct watch *watch,
     bool everything = waiting->question == QUESTION_EVERYTHING;
     bool final =
         answer->status == SESSION_PAID || (everything && answer->status == SESSION_NO_INSTANCE);
+    /* A poll says nothing of unclaimed orders, of which one that is known may be newer. */
+    bool news = answer->status == SESSION_UNPAID && watch->status == SESSION_UNKNOWN;
 
-    if ((everything || final) && !watch_learn(watch, answer))
+    if ((everything || final || news) && !watch_learn(watch, answer))
         return; /* out of memory: asked about again */
     watch->version = waiting->version;
     watch->claimed = answer->claimed;
@@ -518,7 +523,7 @@ void waiting_settle(
     struct waiting *waiting, const struct session_answer *answers, size_t park_limit, usec_t now)
 {
     if (waiting->question == QUESTION_PAYMENT)
-        budget_charge(&waiting->budgets[waiting->polled],
+        budget_charge(&waiting->budgets[waiting->last_polled],
             usec_max(now - waiting->sent_at - waiting->road, 0), now);
     for (size_t i = 0; i < waiting->batch_count; i++)
         waiting_settle_watch(waiting, waiting->batch[i], &answers[i], park_limit, now);
@@ -552,9 +557,11 @@ static void waiting_expire_waiter(struct waiting *waiting, struct waiter *waiter
         waiting_set_state(waiting, waiter, WAITER_FAILED);
         break;
     case WAITER_SETTLED:
+        waiting_set_state(waiting, waiter, WAITER_KNOWN);
+        break;
     case WAITER_KNOWN:
     case WAITER_FAILED:
-        break; /* taken by the caller before it expires anybody */
+        break; /* they have no alarm */
     }
 }
 

@@ -63,7 +63,7 @@ struct waiter {
 
 TAILQ_HEAD(waiter_list, waiter);
 
-/* Where a watch is. It is in one list, that of its place. */
+/* Where a watch is. It is in one list: see waiting_watch_list() in waiting.c. */
 enum watch_place {
     WATCH_NEWCOMERS, /* has a waiter that is NEW */
     WATCH_LASTS,     /* has none, but one that is LAST */
@@ -79,10 +79,10 @@ struct watch {
     struct waiter_list waiters[WAITER_LISTS];
     size_t outcomes; /* waiters whose outcome has not been taken */
     enum watch_place place;
-    TAILQ_ENTRY(watch) link; /* in the list of its place */
+    TAILQ_ENTRY(watch) link; /* in its list */
     uint64_t version;        /* the database's, as known before the last lookup of this key */
     bool claimed;            /* what the last lookup said, */
-    /* and the last one that asked everything, or that found it paid: */
+    /* and what is known, mostly from the last one that asked everything: */
     enum session_status status;
     char *order_id; /* NULL if no order */
 };
@@ -139,10 +139,11 @@ void waiting_checked(struct waiting *waiting, uint64_t version, usec_t now);
 void waiting_settle(
     struct waiting *waiting, const struct session_answer *answers, size_t park_limit, usec_t now);
 
-/* The check or batch under way has no answer: its keys are asked about again. */
+/* The check or batch under way, if there is one, has no answer: its keys are asked about again. */
 void waiting_failed(struct waiting *waiting);
 
-/* Deals with every waiter whose state has to end by now: deadlines and the end of patience. */
+/* Deals with every waiter whose state has to end by now: deadlines and the end of patience. One
+ * that is SETTLED becomes KNOWN. */
 void waiting_expire(struct waiting *waiting, usec_t now);
 
 /* When waiting_expire() has something to do; USEC_NEVER if nobody waits. */
@@ -150,7 +151,7 @@ usec_t waiting_expire_due(const struct waiting *waiting);
 
 /* From now on nobody is parked. All parked waiters ask a last time, and who has no answer at the
  * limit (a point in time) is answered with what the last lookup knew, or has FAILED if there was
- * none. */
+ * none. Outcomes have been taken before. */
 void waiting_stop(struct waiting *waiting, usec_t limit);
 
 /* The next waiter whose state is SETTLED, KNOWN or FAILED, NULL if there is none. The caller
