@@ -55,6 +55,7 @@ struct lookup {
     usec_t due;   /* of the state: the end of the pause, the timeout, or never */
     usec_t pause; /* before the next attempt */
     PGconn *connection;
+    uint32_t watched; /* what epoll announces of its descriptor; 0: unknown */
     usec_t connected_at; /* when it was ready for the first time; USEC_NEVER: not yet */
     bool served;         /* it has answered a batch */
     PGresult *result;    /* of the statement under way, or of the last batch */
@@ -98,6 +99,7 @@ static void lookup_disconnect(struct lookup *lookup)
     lookup->version_as = NULL;
     PQfinish(lookup->connection);
     lookup->connection = NULL;
+    lookup->watched = 0;
     lookup->connected_at = USEC_NEVER;
     lookup->served = false;
 }
@@ -222,6 +224,9 @@ static bool lookup_watch_socket(struct lookup *lookup, uint32_t events)
     int fd = PQsocket(lookup->connection);
 
     /* While it connects libpq may replace its descriptor at any time. */
+    if (lookup->state != LOOKUP_CONNECTING && lookup->watched == events)
+        return true;
+    lookup->watched = events;
     return epoll_ctl(lookup->epoll_fd, EPOLL_CTL_MOD, fd, &event) == 0 ||
            (errno == ENOENT && epoll_ctl(lookup->epoll_fd, EPOLL_CTL_ADD, fd, &event) == 0);
 }
