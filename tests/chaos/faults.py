@@ -18,7 +18,8 @@ from servers import children, wait_until
 
 TABLES = ["merchant_contract_terms", "merchant_orders", "merchant_instances",
           "merchant_contract_terms, merchant_orders"]
-STOP_SIGNALS = {"stop": signal.SIGTERM, "interrupt": signal.SIGINT, "quit": signal.SIGQUIT, "usr1": signal.SIGUSR1}
+# Descriptors that a worker needs to start and to connect.
+STARTS_WITH = 16
 # How long the pool may take to stop, what a noisy machine adds to that, and how long a worker may take to be replaced.
 STOPS_WITHIN = 2.0
 STOP_SLACK = 0.5
@@ -181,7 +182,7 @@ class Processes:
         pid = self._victim(victim)
         with self.timeline.span(Kind.SHORT), contextlib.suppress(ProcessLookupError, FileNotFoundError):
             limit = resource.prlimit(pid, resource.RLIMIT_NOFILE)
-            resource.prlimit(pid, resource.RLIMIT_NOFILE, (len(os.listdir(f"/proc/{pid}/fd")) + room, limit[1]))
+            resource.prlimit(pid, resource.RLIMIT_NOFILE, (max(len(os.listdir(f"/proc/{pid}/fd")), STARTS_WITH) + room, limit[1]))
             time.sleep(seconds)
             resource.prlimit(pid, resource.RLIMIT_NOFILE, limit)
             # It tries to accept once a second.

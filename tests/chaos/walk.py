@@ -88,7 +88,7 @@ def draw_setup(chance):
 
 def draw_faults(chance, track, seconds, db_timeout, others):
     """Faults one after the other; most begin while one of the `others`, spans (begin, end), is going on."""
-    plan, at = [], chance.uniform(0.3, 2)
+    plan, at, rest = [], chance.uniform(0.3, 2), chance.choice([3, 8])
     while at < seconds:
         later = [span for span in others if span[1] > at]
         if later and chance.random() < 0.7:
@@ -96,7 +96,7 @@ def draw_faults(chance, track, seconds, db_timeout, others):
         kind = chance.choices(list(track.KINDS), track.KINDS.values())[0]
         parameters = track.draw(chance, kind, db_timeout)
         plan.append((round(at, 3), kind, parameters))
-        at += parameters["seconds"] + chance.uniform(0.1, 3)
+        at += parameters["seconds"] + chance.uniform(0.1, rest)
     return plan
 
 
@@ -131,7 +131,7 @@ def draw_customers(chance, merchant, prefix, seconds):
         key = Key("shop", f"{prefix}customer/{n}", f"https://shop.example/{prefix}{n % 3}")
         peers.append((round(at, 3), Peers.CUSTOMER, key, 6, chance.randrange(2 ** 32)))
         moments = sorted(at + chance.uniform(-0.5, 3) for _ in range(3))
-        deeds += merchant.sale(key, [round(moment, 3) for moment in moments[:chance.choice([2, 3, 3])]])
+        deeds += merchant.sale(key, [round(moment, 3) for moment in moments[chance.choice([0, 0, 1]):]])
     return peers, deeds
 
 
@@ -169,10 +169,10 @@ def make_plan(seed, seconds, chosen=frozenset(KINDS), prefix=MARKER, serial=1000
     lull = (lull, lull + 3)
     chance, timeout = part("faults"), setup.db_timeout / 1000
     database = only(draw_faults(chance, Database, seconds, timeout, []))
-    database = database if chance.random() < 0.8 else []
+    database = database if chance.random() < 0.7 else []
     within = [(at, at + parameters["seconds"] + 0.3) for at, _, parameters in database]
     processes = only(draw_faults(chance, Processes, seconds, timeout, within))
-    processes = processes if chance.random() < 0.8 else []
+    processes = processes if chance.random() < 0.7 else []
     if relapse:
         lull, database, processes = *RELAPSE[1:], []
     moments = [deed.at for deed in deeds] + [at for span in within for at in span] + [at for at, *_ in processes] * 3

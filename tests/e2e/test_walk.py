@@ -188,7 +188,7 @@ def stage():
         yield opened
 
 
-@pytest.mark.parametrize("seed", [1, 2, 3])
+@pytest.mark.parametrize("seed", [1, 4, 5])
 def test_walk(program, stage, seed):
     walk = chaos.walk_seed(program, seed, stage, seconds=5)
     if walk.violations:
