@@ -2,29 +2,37 @@
 #include "check.h"
 
 #include <libpq-fe.h>
+#include <poll.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/epoll.h>
+#include <unistd.h>
 
-#include "conninfo.h"
+#include "clock.h"
 #include "layout.h"
+#include "log.h"
+#include "lookup.h"
 #include "sql.h"
 
-static bool is_ok(const PGresult *result)
-{
-    ExecStatusType status = PQresultStatus(result);
+/* How long to connect, in multiples of --db-timeout: a silent host of a list costs one. */
+#define CONNECT_TIMEOUTS 3
 
-    return status == PGRES_TUPLES_OK || status == PGRES_COMMAND_OK;
+struct check {
+    int epoll_fd;
+    usec_t timeout;
+    struct lookup *lookup;
+};
+
+static void check_say_options(const struct options *options)
+{
+    printf("configuration: %d workers, poll interval %d ms, max. wait %d ms, max. waiting %d, "
+           "database timeout %d ms\n",
+        options->workers, options->poll_interval_ms, options->max_wait_ms, options->max_waiting,
+        options->db_timeout_ms);
 }
 
-static void say_failure(const char *what, PGconn *connection)
-{
-    const char *message = PQerrorMessage(connection);
-
-    printf("failed: %s: %.*s\n", what, (int)strcspn(message, "\n"), message);
-}
-
-static void say_server(PGconn *connection)
+static void check_say_server(const PGconn *connection)
 {
     const char *host = PQhost(connection), *port = PQport(connection);
 
@@ -34,100 +42,157 @@ static void say_server(PGconn *connection)
         PQparameterStatus(connection, "server_encoding"));
 }
 
-/* The newest patch that the backend has applied, where this role may know. */
-static void say_patches(PGconn *connection)
+static void check_say_layout(const struct layout *layout)
 {
-    PGresult *rows = PQexec(connection, sql_patches);
+    printf("layout: schema %s, all columns there and readable\n", layout->schema);
+    printf("claimed orders: %s\n",
+        layout->contracts_indexed
+            ? "found by an index"
+            : "merchant_contract_terms has no index for the lookup, which reads it as a whole");
+    if (!layout->has_order_session)
+        puts("unclaimed orders: not found by session (merchant_orders is laid out as in 2022)");
+    else
+        printf("unclaimed orders: %s\n",
+            layout->orders_indexed
+                ? "found by an index"
+                : "merchant_orders has no index for the lookup; see sql/orders-index.sql");
+    printf("changes: %s\n", layout->tracked ? "detected"
+                                            : "cannot be detected in views and foreign tables; "
+                                              "waiting requests are looked up by time");
+}
 
-    if (is_ok(rows) && PQntuples(rows) == 1 && !PQgetisnull(rows, 0, 0))
+/* Waits for the lookup and continues it. */
+static enum lookup_event check_turn(struct check *check)
+{
+    usec_t left = usec_max(lookup_due(check->lookup) - clock_now(), 0);
+    struct epoll_event event;
+    int count =
+        epoll_wait(check->epoll_fd, &event, 1, (int)((left + USEC_PER_MS - 1) / USEC_PER_MS));
+
+    return lookup_step(check->lookup, count > 0, clock_now());
+}
+
+/* A host that does not answer is given up after --db-timeout, and another one may follow; anything
+ * else that goes wrong before would only be repeated. */
+static bool check_connect(struct check *check)
+{
+    usec_t begun = clock_now();
+
+    while (lookup_away(check->lookup)) {
+        usec_t spent;
+
+        check_turn(check);
+        spent = clock_now() - begun;
+        if (*lookup_trouble(check->lookup) &&
+            (spent < check->timeout || spent >= CONNECT_TIMEOUTS * check->timeout))
+            return false;
+    }
+    return true;
+}
+
+/* Runs a batch with one key, which no shop has. */
+static bool check_ask(struct check *check, enum session_question question)
+{
+    const struct session_key key = {"merchant-sessions-check", "https://example.com/", ""};
+    const struct session_key *keys[] = {&key};
+    enum lookup_event event = lookup_send(check->lookup, question, keys, 1, clock_now());
+
+    while (event == LOOKUP_NOTHING)
+        event = check_turn(check);
+    return event == LOOKUP_ANSWERED;
+}
+
+static bool check_changes(struct check *check)
+{
+    enum lookup_event event = lookup_check_changes(check->lookup, clock_now());
+
+    while (event == LOOKUP_NOTHING)
+        event = check_turn(check);
+    return event == LOOKUP_CHECKED;
+}
+
+/* Does what a worker does: each prepared statement once. */
+static bool check_statements(struct check *check)
+{
+    bool has_instance;
+
+    if (!check_ask(check, QUESTION_EVERYTHING))
+        return false;
+    has_instance = lookup_answers(check->lookup)[0].status != SESSION_NO_INSTANCE;
+    if (!check_ask(check, QUESTION_PAYMENT) || !check_changes(check))
+        return false;
+    printf("lookup: works%s\n", has_instance ? ""
+                                             : "; no instance admin or default, so only "
+                                               "/instances/ID/sessions/ is served");
+    return true;
+}
+
+/* The result of a statement; NULL if there is none by the deadline. */
+static PGresult *check_query(PGconn *connection, const char *sql, usec_t deadline)
+{
+    struct pollfd socket = {.fd = PQsocket(connection), .events = POLLIN};
+
+    if (!PQsendQuery(connection, sql))
+        return NULL;
+    while (PQisBusy(connection)) {
+        usec_t left = deadline - clock_now();
+
+        if (left <= 0 || poll(&socket, 1, (int)(left / USEC_PER_MS) + 1) < 0 ||
+            !PQconsumeInput(connection))
+            return NULL;
+    }
+    return PQgetResult(connection);
+}
+
+/* The newest patch that the backend has applied, where this role may read it. */
+static void check_say_patches(struct check *check)
+{
+    PGresult *rows =
+        check_query(lookup_connection(check->lookup), sql_patches, clock_now() + check->timeout);
+
+    if (PQresultStatus(rows) == PGRES_TUPLES_OK && PQntuples(rows) == 1 && !PQgetisnull(rows, 0, 0))
         printf("patches: up to %s\n", PQgetvalue(rows, 0, 0));
     else
         puts("patches: not known (no right to read _v.patches, or there is none)");
     PQclear(rows);
 }
 
-static bool check_layout(PGconn *connection, struct layout *layout)
+static bool check_database(struct check *check)
 {
-    PGresult *rows = PQexec(connection, sql_layout);
-    bool ok = is_ok(rows);
+    const struct layout *layout = lookup_layout(check->lookup);
 
-    if (!ok)
-        say_failure("reading the catalogue", connection);
-    else if (!(ok = layout_read(rows, layout)))
-        printf("failed: %s\n", layout->problem);
-    PQclear(rows);
-    return ok;
-}
-
-static void say_layout(const struct layout *layout)
-{
-    printf("layout: schema %s, all columns there and readable\n", layout->schema);
-    printf("claimed orders: %s\n",
-        layout->contracts_indexed ? "found by an index" : "no index for the lookup, which is slow");
-    if (!layout->has_order_session)
-        puts("unclaimed orders: not found by session (merchant_orders is laid out as in 2022)");
-    else
-        printf("unclaimed orders: %s\n", layout->orders_indexed
-                                             ? "found by an index"
-                                             : "no index for the lookup; see sql/orders-index.sql");
-}
-
-static bool check_lookup(PGconn *connection, const struct layout *layout)
-{
-    const char *settings[] = {layout->schema, "0"};
-    const char *key[] = {"{\"\"}", "{https://example.com/}", "{merchant-sessions-check}"};
-    PGresult *set = PQexecParams(connection, sql_session, 2, NULL, settings, NULL, NULL, 0);
-    PGresult *rows = PQexecParams(connection, layout_lookup(layout), 3, NULL, key, NULL, NULL, 0);
-    bool ok = is_ok(set) && is_ok(rows);
-
-    if (!ok)
-        say_failure("looking up a session", connection);
-    else if (PQntuples(rows) == 0)
-        puts("lookup: works; no instance admin or default, so only /instances/ID/sessions/ is "
-             "served");
-    else
-        puts("lookup: works");
-    PQclear(set);
-    PQclear(rows);
-    return ok;
-}
-
-static bool check_encoding(PGconn *connection)
-{
-    const char *encoding = PQparameterStatus(connection, "server_encoding");
-
-    if (encoding && strcmp(encoding, "UTF8") == 0)
-        return true;
-    puts("failed: the encoding of the database is not UTF8");
-    return false;
-}
-
-static void say_options(const struct options *options)
-{
-    printf("configuration: %d workers, poll interval %d ms, max. wait %d ms, max. waiting %d, "
-           "database timeout %d ms\n",
-        options->workers, options->poll_interval_ms, options->max_wait_ms, options->max_waiting,
-        options->db_timeout_ms);
+    if (!check_connect(check)) {
+        printf("failed: %s\n", lookup_trouble(check->lookup));
+        return false;
+    }
+    check_say_server(lookup_connection(check->lookup));
+    check_say_layout(layout);
+    if (!check_statements(check)) {
+        printf("failed: looking up a session: %s\n", lookup_trouble(check->lookup));
+        return false;
+    }
+    check_say_patches(check);
+    return layout->contracts_indexed;
 }
 
 int check_run(const struct options *options)
 {
-    struct conninfo_params params = conninfo_params(options->database);
-    PGconn *connection = PQconnectdbParams(params.keywords, params.values, 1);
-    struct layout layout;
-    bool ok = connection && PQstatus(connection) == CONNECTION_OK;
+    struct check check = {
+        .epoll_fd = epoll_create1(EPOLL_CLOEXEC),
+        .timeout = options->db_timeout_ms * USEC_PER_MS,
+    };
+    bool ok = false;
 
-    say_options(options);
-    if (!ok) {
-        say_failure("connecting", connection);
-    } else {
-        say_server(connection);
-        say_patches(connection);
-        ok = check_encoding(connection) && check_layout(connection, &layout);
-        if (ok)
-            say_layout(&layout);
-        ok = ok && check_lookup(connection, &layout);
-    }
-    PQfinish(connection);
+    log_mute();
+    check_say_options(options);
+    check.lookup = lookup_new(check.epoll_fd, options->database, check.timeout);
+    if (check.epoll_fd < 0 || !check.lookup)
+        puts("failed: out of memory or descriptors");
+    else
+        ok = check_database(&check);
+    if (check.lookup)
+        lookup_free(check.lookup);
+    if (check.epoll_fd >= 0)
+        close(check.epoll_fd);
     return ok ? EXIT_SUCCESS : EXIT_FAILURE;
 }

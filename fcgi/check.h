@@ -5,9 +5,13 @@
 #include "options.h"
 
 /*
- * Looks whether the program could serve: connects to the database, reads its layout, rights and
- * indexes, runs the lookup once, and says on standard output what it finds, a line each. Returns
- * EXIT_SUCCESS, or EXIT_FAILURE if requests would be answered with 500.
+ * Checks the set-up as a worker uses it: connects to the database, reads layout, rights and
+ * indexes, and runs each prepared statement once, all within multiples of --db-timeout. Says on
+ * standard output what it finds, a line each. The log is muted meanwhile and after.
+ *
+ * Returns EXIT_SUCCESS, or EXIT_FAILURE if requests would be answered with 500 or if
+ * merchant_contract_terms has no index for the lookup. The index on merchant_orders is optional: it
+ * is reported, and not counted.
  */
 int check_run(const struct options *options);
 

@@ -18,63 +18,106 @@ struct acceptor;
 /* One connection, with at most one request at a time. */
 struct connection;
 
-/* How long a peer may be silent in the middle of a request. */
+/* How long a peer may be silent in the middle of a request, or before its first one. Less where
+ * there is no descriptor for one more connection. */
 #define CONNECTION_SILENCE (5 * USEC_PER_SEC)
 
 /* What has come of reading. */
 enum connection_event {
-    CONNECTION_NOTHING, /* nothing for the caller to do */
-    CONNECTION_REQUEST, /* a request has arrived: answer it by connection_reply(), now or later */
-    CONNECTION_GONE, /* the peer left while a request was open; the connection is freed after this
-                      * event by connection_close() */
+    CONNECTION_NOTHING, /* nothing for the caller to do; the connection may have been freed */
+    CONNECTION_REQUEST, /* a request is open: answer it by connection_reply(), now or later */
+    CONNECTION_REFUSE, /* a request is open, but there is no memory for its parameters: answer it by
+                        * connection_reply() with a server error, before anything else */
+    CONNECTION_GONE,   /* the open request cannot be answered any more, for the reason that
+                        * connection_trouble() gives: close it by connection_close() */
 };
 
 /*
  * Makes libfcgi ready and adds the listening socket to the epoll instance, with data.ptr = NULL;
  * connections that are waited for are added with data.ptr = the connection. Both descriptors stay
- * the caller's, the listening socket is set non-blocking. NULL, with a line in the log, if that
- * can't be done.
+ * the caller's; the listening socket is set non-blocking. NULL, with a line in the log, if that
+ * cannot be done.
+ *
+ * How many connections there may be follows from RLIMIT_NOFILE, which is read again each second. At
+ * that number idle connections are closed for new ones, the oldest first. Where none is idle the
+ * listening socket is not watched until a connection closes or becomes idle: with EPOLLEXCLUSIVE a
+ * worker that watches it and cannot accept takes the wake-up from one that can.
  */
 struct acceptor *acceptor_open(int epoll_fd, int listen_fd);
 
-/* Accepts one connection, which is then to be read: its request may have arrived with it. NULL if
- * none waits. When descriptors run out, accepting pauses for a second, and the log says so. */
+/*
+ * Accepts one connection, which is then to be read: its request may have arrived with it. NULL if
+ * none waits, or none can be had; the log says why. May close and free idle connections: call it
+ * after the events of a turn have been handled, as one of them may be about such a connection.
+ */
 struct connection *acceptor_accept(struct acceptor *acceptor, usec_t now)
     __attribute__((warn_unused_result));
 
 /* When acceptor_expire() has something to do next, USEC_NEVER if not at all. */
 usec_t acceptor_due(const struct acceptor *acceptor);
 
-/* Closes connections that were silent in mid-request for too long, and ends a pause in accepting.
+/*
+ * To be called once in each turn of the loop, after acceptor_accept(). Closes connections that were
+ * silent for too long, accepts again when there may be descriptors again, and leaves the next
+ * connections to the other workers when this one has accepted some.
  */
 void acceptor_expire(struct acceptor *acceptor, usec_t now);
 
-/* Accepts no more, and closes the connections that are between two requests.
- * The others close when their request is answered. */
+/* Watches the listening socket no more, and closes the connections that are between two requests.
+ * The others close when their request is answered. What waits to be accepted still can be, by
+ * acceptor_accept(). */
 void acceptor_stop(struct acceptor *acceptor);
 
 /* How many connections are open. */
 size_t acceptor_count(const struct acceptor *acceptor);
 
+/*
+ * How many requests may be parked now at most. An eighth of the descriptors, and at least a
+ * handful, is reserved for requests that are answered at once. The number can fall below what is
+ * parked already, when the limit on descriptors is lowered.
+ */
+size_t acceptor_park_limit(const struct acceptor *acceptor);
+
 /* Closes all connections and frees everything. The caller has no request open any more. */
 void acceptor_close(struct acceptor *acceptor);
 
-/* Reads what has arrived on a connection that was accepted or that epoll has announced. */
+/*
+ * Reads what has arrived on a connection that was accepted or that epoll has announced.
+ *
+ * A peer on a Unix socket that has shut down its sending side, but not closed, while a request is
+ * open, still gets its answer; the connection is closed after it. On TCP this cannot be told from
+ * closing, since a FIN is all that is seen of both. There a FIN counts as leaving: web servers
+ * close when their client has left, and the place of a parked request must be free at once.
+ */
 enum connection_event connection_read(struct connection *connection, usec_t now);
 
-/* A meta-variable of the open request, NULL if it has none of this name. Valid until the request is
- * parked or answered. */
+/* Why the open request cannot be answered any more; after CONNECTION_GONE. A constant string. */
+const char *connection_trouble(const struct connection *connection);
+
+/* A meta-variable of the open request, of those that record_request() keeps. NULL if the request
+ * has none of this name. Valid until connection_wait(), connection_park() or connection_reply(). */
 const char *connection_param(const struct connection *connection, const char *name);
 
-/* The open request will wait: frees what libfcgi holds of it, nine tenths of its memory, and has
- * epoll announce when the peer leaves. It can still be answered. False if that can't be done. */
+/*
+ * The parameters have been read, and the answer comes later, but probably soon. Frees what libfcgi
+ * holds of the request if that is much, or if many requests wait so; else it stays warm for the
+ * answer.
+ */
+void connection_wait(struct connection *connection);
+
+/* The open request will wait long: frees what libfcgi holds of it, and has epoll announce when the
+ * peer leaves. It can still be answered. False if that can't be done. */
 bool connection_park(struct connection *connection);
 
-/* Answers the open request with these bytes, which make up a CGI response (RFC 3875, section 6),
- * and ends it. The connection is closed then, unless the peer wants to keep it. */
+/*
+ * Answers the open request with these bytes, which make up a CGI response (RFC 3875, section 6),
+ * and ends it. The connection is freed then, unless the peer wants to keep it. What libfcgi needs
+ * of memory for the answer is held in reserve; the connection is closed without an answer if even
+ * that does not suffice, or if the peer does not read.
+ */
 void connection_reply(struct connection *connection, const char *bytes, size_t length, usec_t now);
 
-/* Closes the connection without an answer, and frees it. */
+/* Closes the connection without an answer, and frees it. The reason goes to the debug log. */
 void connection_close(struct connection *connection, const char *reason);
 
 /* What the caller attaches to a connection while a request is open; NULL to begin with. */

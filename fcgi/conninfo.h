@@ -2,20 +2,44 @@
 #ifndef CONNINFO_H
 #define CONNINFO_H
 
+#include <libpq-fe.h>
 #include <stdbool.h>
+
+/* The hosts that an attempt to connect tries, in turn: three lists as libpq has them, separated by
+ * commas. All NULL: those that the operator has listed. */
+struct conninfo_hosts {
+    char *host, *hostaddr, *port;
+};
 
 /* The parameters of a connection as libpq wants them: keywords and values, NULL at the end of both.
  */
 struct conninfo_params {
-    const char *keywords[5], *values[5];
+    const char *keywords[7], *values[7];
 };
 
-/* What the operator gave as conninfo (NULL: nothing), with our application_name and UTF-8, and
- * a bound on connecting that it can override. */
-struct conninfo_params conninfo_params(const char *conninfo);
+/* What the operator gave as conninfo (NULL: nothing), with our application_name and UTF-8, and with
+ * these hosts. The strings belong to the arguments. */
+struct conninfo_params conninfo_params(const char *conninfo, const struct conninfo_hosts *hosts);
 
-/* Whether libpq can read this connection string or URI. Why not is not told: libpq's message may
+/*
+ * The hosts of this connection, or of this attempt to connect, without the one that it is at now,
+ * beginning with the one after it. All NULL if there are no others, or if out of memory. To be
+ * freed by conninfo_free_hosts(). libpq passes over a host that refuses, but waits for one that is
+ * silent, and target_session_attrs=prefer-standby comes back to it, so it has to be left out.
+ */
+struct conninfo_hosts conninfo_other_hosts(PGconn *connection);
+
+/* Frees the lists. */
+void conninfo_free_hosts(struct conninfo_hosts *hosts);
+
+enum conninfo_verdict {
+    CONNINFO_SOUND,     /* libpq can read it */
+    CONNINFO_MALFORMED, /* it is no connection string and no URI */
+    CONNINFO_NO_MEMORY, /* it could not be read for want of memory */
+};
+
+/* Whether libpq can read this connection string or URI. libpq's message is not returned: it may
  * hold the password. */
-bool conninfo_is_sound(const char *conninfo);
+enum conninfo_verdict conninfo_judge(const char *conninfo);
 
 #endif

@@ -7,7 +7,7 @@
 #include "sql.h"
 
 /* The columns of sql/layout.sql. */
-enum column { SCHEMA, TABLE, COLUMN, PRESENT, READABLE, INDEXED };
+enum column { SCHEMA, TABLE, COLUMN, PRESENT, READABLE, INDEXED, TRACKED };
 
 static const char *text(const PGresult *rows, int row, enum column column)
 {
@@ -42,6 +42,14 @@ static bool is_indexed(const PGresult *rows, const char *table)
     return row >= 0 && is_true(rows, row, INDEXED);
 }
 
+static bool is_tracked(const PGresult *rows)
+{
+    for (int row = 0; row < PQntuples(rows); row++)
+        if (!is_true(rows, row, TRACKED))
+            return false;
+    return true;
+}
+
 /* Whether the lookup reads the column in this row. */
 static bool is_needed(const PGresult *rows, int row, const struct layout *layout)
 {
@@ -68,7 +76,7 @@ static bool check_row(const PGresult *rows, int row, struct layout *layout)
 bool layout_read(const PGresult *rows, struct layout *layout)
 {
     *layout = (struct layout){0};
-    if (PQntuples(rows) == 0 || PQnfields(rows) <= INDEXED) {
+    if (PQntuples(rows) == 0 || PQnfields(rows) <= TRACKED) {
         snprintf(layout->problem, sizeof layout->problem, "the catalogue did not answer");
         return false;
     }
@@ -77,6 +85,7 @@ bool layout_read(const PGresult *rows, struct layout *layout)
                                 has_column(rows, "merchant_orders", "fulfillment_url");
     layout->contracts_indexed = is_indexed(rows, "merchant_contract_terms");
     layout->orders_indexed = is_indexed(rows, "merchant_orders");
+    layout->tracked = is_tracked(rows);
     /* Without the table itself this is a layout that we do not know, and must not guess about. */
     if (!has_column(rows, "merchant_orders", "order_id")) {
         snprintf(layout->problem, sizeof layout->problem,

@@ -11,6 +11,7 @@ struct layout {
     bool has_order_session; /* merchant_orders tells the session of unclaimed orders */
     bool contracts_indexed; /* an index serves the lookup in merchant_contract_terms */
     bool orders_indexed;    /* likewise in merchant_orders */
+    bool tracked;           /* sql/changes.sql notices all changes of the tables */
     char problem[200];      /* why sessions can't be looked up: which table or column */
 };
 

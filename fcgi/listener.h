@@ -8,18 +8,30 @@
 /* Where FastCGI has the listening socket (FastCGI 1.0, section 2.2). */
 #define LISTENER_INHERITED 0
 
+/* A listening socket that listener_open() has made. */
+struct listener {
+    int fd;
+    const char *path; /* NULL: it has none, it is a TCP socket */
+    dev_t device;     /* of the file at the path, when it was made */
+    ino_t inode;
+};
+
 /* Whether descriptor 0 is a listening socket. */
 bool listener_is_inherited(void);
 
 /*
- * Opens a listening socket. address is a path (it has a slash) or HOST:PORT ([HOST]:PORT for IPv6;
- * no host: all addresses). A socket that nobody listens on any more is removed from the path first;
- * mode is that of the new one. Returns the descriptor, -1 with a line in the log if that can't be
- * done.
+ * Opens a listening socket. The address must outlive the listener. It is one of
+ *   a path (it has a slash, and is shorter than a socket's path may be). The file gets exactly the
+ *     permissions in mode (0 to 0777). A socket that is there and on which nobody listens is
+ *     removed first. One that is in use, and a file of any other kind, stay and are an error.
+ *   HOST:PORT, or [HOST]:PORT for an IPv6 address: the first address of the host that can be had.
+ *   :PORT: all addresses of this machine, IPv6 and IPv4.
+ * Several processes may do this at the same time in one directory; they wait for each other, at
+ * most a second. Returns false, with one line in the log, if it cannot be done.
  */
-int listener_open(const char *address, mode_t mode);
+bool listener_open(struct listener *listener, const char *address, mode_t mode);
 
-/* Closes it, and removes the path. */
-void listener_close(int fd, const char *address);
+/* Closes it. Removes the file at its path, unless the path has become another file since. */
+void listener_close(const struct listener *listener);
 
 #endif

@@ -7,14 +7,19 @@
 
 #define LINE_MAX_BYTES 1000
 
-static bool log_verbose;
+static bool log_verbose, log_muted;
 
 void log_set_verbose(bool verbose)
 {
     log_verbose = verbose;
 }
 
-static size_t clip(int wanted, size_t room)
+void log_mute(void)
+{
+    log_muted = true;
+}
+
+static size_t log_clip(int wanted, size_t room)
 {
     if (wanted < 0)
         return 0;
@@ -28,13 +33,13 @@ void log_write(enum log_level level, const char *format, ...)
     va_list args;
     size_t length;
 
-    if (level == LOG_DEBUG && !log_verbose)
+    if (log_muted || (level == LOG_DEBUG && !log_verbose))
         return;
-    length = clip(
+    length = log_clip(
         snprintf(line, sizeof line - 1, "merchant-sessions[%d] %s: ", (int)getpid(), names[level]),
         sizeof line - 1);
     va_start(args, format);
-    length += clip(
+    length += log_clip(
         vsnprintf(line + length, sizeof line - 1 - length, format, args), sizeof line - 1 - length);
     va_end(args);
     for (size_t i = 0; i < length; i++)

@@ -16,6 +16,9 @@ enum log_level { LOG_ERROR, LOG_WARNING, LOG_INFO, LOG_DEBUG };
 /* Lets the log have LOG_DEBUG lines too. */
 void log_set_verbose(bool verbose);
 
+/* Lets the log have no more lines. For --check, which says on standard output what it finds. */
+void log_mute(void);
+
 /* Writes a line. Errors in writing are ignored: there is nobody left to tell. */
 void log_write(enum log_level level, const char *format, ...) __attribute__((format(printf, 2, 3)));
 

@@ -4,69 +4,84 @@
 
 #include <stdbool.h>
 #include <stddef.h>
+#include <stdint.h>
 
 #include "clock.h"
 #include "session.h"
 
 /*
- * The database connection of a worker: it connects, finds out about the layout, prepares the
- * lookup, runs one batch at a time, and begins anew when something goes wrong. Nothing here blocks,
- * but for the resolution of a host name, which libpq does itself (use hostaddr to avoid that).
+ * The database connection of a worker. It connects, reads the layout of the tables, prepares its
+ * statements, runs one of them at a time, and connects again when something goes wrong. Nothing
+ * here blocks, except that libpq itself resolves host names (hostaddr= avoids that).
  */
 struct lookup;
+struct layout;
 
-/* How many keys one batch may have. */
-#define LOOKUP_BATCH_MAX 256
+/* Where changes cannot be detected, lookup_version() counts on at this interval. */
+#define LOOKUP_UNTRACKED_INTERVAL (250 * USEC_PER_MS)
 
-/* What a batch asks. */
-enum lookup_kind {
-    LOOKUP_EVERYTHING, /* all that is known of the sessions */
-    LOOKUP_PAYMENT,    /* only whether they have been paid, which costs half as much */
-};
-
-/* What is known of one key. */
-struct lookup_answer {
-    enum session_status status; /* LOOKUP_PAYMENT: SESSION_PAID, or anything else for not paid */
-    const char *order_id; /* NULL if there is none, and for LOOKUP_PAYMENT; valid until the next
-                           * lookup_send() */
-};
-
-/* What has come of a step. */
+/* The result of a step. */
 enum lookup_event {
     LOOKUP_NOTHING,
-    LOOKUP_ANSWERED, /* the batch has its answers, see lookup_answer() */
-    LOOKUP_FAILED,   /* the batch has none, and the connection is being replaced */
+    LOOKUP_ANSWERED, /* the batch has its answers: lookup_answers() */
+    LOOKUP_CHECKED,  /* the check for changes has its result: lookup_version() */
+    LOOKUP_FAILED,   /* the batch or check under way has no answer; the connection is replaced */
 };
 
 /*
- * Begins to connect at the first lookup_step(). conninfo is libpq's, NULL for its environment
- * variables. timeout bounds each step of connecting and each batch. The connection's descriptor
- * will be in the epoll instance with data.ptr = the lookup. NULL if out of memory.
+ * Creates a lookup, which connects at the first lookup_step(). conninfo is libpq's connection
+ * string or URI, NULL for its environment variables; it is not copied. timeout bounds each step of
+ * connecting, each batch and each check. The connection's descriptor is put into the epoll instance
+ * with data.ptr = the lookup. NULL if out of memory.
  */
 struct lookup *lookup_new(int epoll_fd, const char *conninfo, usec_t timeout);
 
 /* Closes the connection and frees everything. */
 void lookup_free(struct lookup *lookup);
 
-/* Goes on as far as possible. Call it when epoll has announced the descriptor, and when it is due.
- */
+/* Continues as far as possible without waiting. To be called when epoll has announced the
+ * descriptor, and at lookup_due(). */
 enum lookup_event lookup_step(struct lookup *lookup, bool announced, usec_t now);
 
 /* When lookup_step() has to be called even if nothing has arrived. */
 usec_t lookup_due(const struct lookup *lookup);
 
-/* Whether a batch can be sent now. */
+/* Whether a batch or a check can be sent now. */
 bool lookup_ready(const struct lookup *lookup, usec_t now);
 
-/* Whether there is no working connection, neither ready nor busy. */
+/* Whether there is no working connection. */
 bool lookup_away(const struct lookup *lookup);
 
-/* Sends a batch of 1 to LOOKUP_BATCH_MAX keys; lookup_ready() was true. The keys are copied.
+/* Sends a batch of 1 to SESSION_BATCH_MAX keys, which are copied; lookup_ready() was true.
  * LOOKUP_NOTHING, or LOOKUP_FAILED. */
-enum lookup_event lookup_send(struct lookup *lookup, enum lookup_kind kind,
+enum lookup_event lookup_send(struct lookup *lookup, enum session_question question,
     const struct session_key *const keys[], size_t count, usec_t now);
 
-/* The answer to the n-th key, counted from 0, of the batch that LOOKUP_ANSWERED was about. */
-struct lookup_answer lookup_answer(const struct lookup *lookup, size_t n);
+/* The answers to the batch that LOOKUP_ANSWERED was about, in the order of its keys. Their texts
+ * live until the next lookup_step(), lookup_send() or lookup_check_changes(). */
+const struct session_answer *lookup_answers(const struct lookup *lookup);
+
+/* Sends the check whether anything was committed since the last check; lookup_ready() was true.
+ * LOOKUP_NOTHING, or LOOKUP_FAILED. LOOKUP_CHECKED follows. */
+enum lookup_event lookup_check_changes(struct lookup *lookup, usec_t now);
+
+/*
+ * The number of the database's state as the last check found it, counted from 1; 0 before the first
+ * check. If two checks find the same number, every batch between them saw the same rows. (On a
+ * standby a batch may see a commit a moment before a check counts it; a later check does.) The
+ * first check after a reconnect finds a new number. Where this cannot be known, because a view or a
+ * foreign table is read, the number changes every LOOKUP_UNTRACKED_INTERVAL.
+ */
+uint64_t lookup_version(const struct lookup *lookup);
+
+/* For --check. Why the last connection or attempt failed, as the log has it; "" if none has. It
+ * belongs to the lookup, as the following do. */
+const char *lookup_trouble(const struct lookup *lookup);
+
+/* For --check. What was found of the tables; true of them if not lookup_away(). */
+const struct layout *lookup_layout(const struct lookup *lookup);
+
+/* For --check. libpq's connection; NULL if there is none. */
+struct pg_conn *lookup_connection(const struct lookup *lookup);
 
 #endif

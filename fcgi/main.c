@@ -13,7 +13,7 @@
 #include "worker.h"
 
 /* Each waiting request takes a descriptor. */
-static void raise_descriptor_limit(void)
+static void main_raise_descriptor_limit(void)
 {
     struct rlimit limit;
 
@@ -24,23 +24,23 @@ static void raise_descriptor_limit(void)
         log_warning("cannot raise the limit on open files");
 }
 
-static int serve(const struct options *options, int listen_fd)
+static int main_serve(const struct options *options, int listen_fd)
 {
     /* A web server that has gone away is an error of write(), no more. */
     signal(SIGPIPE, SIG_IGN);
-    raise_descriptor_limit();
+    main_raise_descriptor_limit();
     return options->workers > 0 ? pool_run(options, listen_fd) : worker_run(options, listen_fd);
 }
 
-static int listen_and_serve(const struct options *options)
+static int main_listen_and_serve(const struct options *options)
 {
-    int fd = listener_open(options->listen, options->socket_mode);
+    struct listener listener;
     int status;
 
-    if (fd < 0)
+    if (!listener_open(&listener, options->listen, options->socket_mode))
         return EXIT_FAILURE;
-    status = serve(options, fd);
-    listener_close(fd, options->listen);
+    status = main_serve(options, listener.fd);
+    listener_close(&listener);
     return status;
 }
 
@@ -52,9 +52,9 @@ int main(int argc, char *argv[])
     if (options.check)
         return check_run(&options);
     if (options.listen)
-        return listen_and_serve(&options);
+        return main_listen_and_serve(&options);
     if (listener_is_inherited())
-        return serve(&options, LISTENER_INHERITED);
+        return main_serve(&options, LISTENER_INHERITED);
     fputs("merchant-sessions: no listening socket on descriptor 0, and no --listen\n", stderr);
     return EX_USAGE;
 }

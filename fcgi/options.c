@@ -16,30 +16,31 @@
 
 #define ENVIRONMENT "MERCHANT_SESSIONS_"
 
-/* Values for getopt_long() where there is no letter. */
+/* Values for getopt_long() of options without a letter. */
 enum { SOCKET_MODE = UCHAR_MAX + 1, POLL_INTERVAL, MAX_WAIT, MAX_WAITING, DB_TIMEOUT, CHECK };
 
-static const char usage[] =
+static const char options_usage[] =
     "Usage: merchant-sessions.fcgi [options]\n"
-    "Tells Web shops over FastCGI whether sessions of a Taler merchant are paid.\n"
+    "Answers over FastCGI whether sessions of a GNU Taler merchant are paid.\n"
     "\n"
     "  -d, --database CONNINFO  libpq connection string or URI (libpq's variables)\n"
-    "  -w, --workers N          worker processes, 0: this one only (processors)\n"
-    "  -l, --listen ADDRESS     a path, or HOST:PORT (socket on descriptor 0)\n"
-    "      --socket-mode MODE   of a --listen path, octal (0660)\n"
-    "      --poll-interval MS   how often a waiting request is looked up (250)\n"
-    "      --max-wait MS        longest wait, whatever timeout_ms asks (50000)\n"
-    "      --max-waiting N      requests that may wait in each worker (8192)\n"
-    "      --db-timeout MS      patience with a database that is away (2000)\n"
-    "      --check              say what is found of the database, and end\n"
+    "  -w, --workers N          worker processes; 0: serve in this process\n"
+    "                           (number of processors)\n"
+    "  -l, --listen ADDRESS     a path, HOST:PORT or :PORT (socket on descriptor 0)\n"
+    "      --socket-mode MODE   permissions of a --listen path, octal (0660)\n"
+    "      --poll-interval MS   time between checks for changes (25)\n"
+    "      --max-wait MS        upper limit of timeout_ms (50000)\n"
+    "      --max-waiting N      waiting requests per worker (8192)\n"
+    "      --db-timeout MS      time limit of the database's answer (2000)\n"
+    "      --check              check the set-up and the database, then exit\n"
     "  -v, --verbose            log more\n"
-    "  -V, --version            tell the version, and end\n"
-    "  -h, --help               this\n"
+    "  -V, --version            print the version\n"
+    "  -h, --help               print this text\n"
     "\n"
-    "In brackets what holds without the option. Each can be given in the environment\n"
-    "too, as MERCHANT_SESSIONS_POLL_INTERVAL and so on; the command line wins.\n";
+    "Defaults are in parentheses. Each option is an environment variable too, such as\n"
+    "MERCHANT_SESSIONS_POLL_INTERVAL. The command line takes precedence.\n";
 
-static const struct option long_options[] = {
+static const struct option options_long[] = {
     {"database", required_argument, NULL, 'd'},
     {"workers", required_argument, NULL, 'w'},
     {"listen", required_argument, NULL, 'l'},
@@ -55,13 +56,13 @@ static const struct option long_options[] = {
     {0},
 };
 
-static _Noreturn void refuse(const char *name, const char *value, const char *wanted)
+static _Noreturn void options_refuse(const char *name, const char *value, const char *wanted)
 {
     fprintf(stderr, "merchant-sessions: %s: '%s' is not %s\n", name, value, wanted);
     exit(EX_USAGE);
 }
 
-static long read_number(const char *name, const char *text, int base, long low, long high)
+static long options_read_number(const char *name, const char *text, int base, long low, long high)
 {
     char *end, wanted[80];
     long value;
@@ -73,84 +74,90 @@ static long read_number(const char *name, const char *text, int base, long low, 
         return value;
     snprintf(wanted, sizeof wanted,
         base == 8 ? "an octal number from 0%lo to 0%lo" : "a number from %ld to %ld", low, high);
-    refuse(name, text, wanted);
+    options_refuse(name, text, wanted);
 }
 
-static int read_int(const char *name, const char *text, long low, long high)
+static int options_read_int(const char *name, const char *text, long low, long high)
 {
-    return (int)read_number(name, text, 10, low, high);
+    return (int)options_read_number(name, text, 10, low, high);
 }
 
-static bool read_flag(const char *name, const char *text)
+static bool options_read_flag(const char *name, const char *text)
 {
-    /* An option without argument has none; a variable says 1 or 0. */
-    return text ? read_int(name, text, 0, 1) : true;
+    /* The option has no argument; its variable is 1 or 0. */
+    return text ? options_read_int(name, text, 0, 1) : true;
 }
 
-static const char *read_conninfo(const char *name, const char *text)
+static const char *options_read_conninfo(const char *name, const char *text)
 {
-    /* Not repeated: there may be a password in it. */
-    if (!conninfo_is_sound(text)) {
+    switch (conninfo_judge(text)) {
+    case CONNINFO_SOUND:
+        break;
+    case CONNINFO_MALFORMED:
+        /* It is not repeated: there may be a password in it. */
         fprintf(stderr, "merchant-sessions: %s: not a libpq connection string or URI\n", name);
         exit(EX_USAGE);
+    case CONNINFO_NO_MEMORY:
+        fprintf(stderr, "merchant-sessions: %s: out of memory\n", name);
+        exit(EXIT_FAILURE);
     }
     return text;
 }
 
-/* A path is told by its slash. */
-static const char *read_address(const char *name, const char *text)
+/* An address with a slash is a path. */
+static const char *options_read_address(const char *name, const char *text)
 {
     const char *colon = strrchr(text, ':');
 
     if (strlen(text) >= sizeof((struct sockaddr_un *)NULL)->sun_path)
-        refuse(name, text, "as short as a socket's path has to be");
+        options_refuse(name, text, "short enough for the path of a socket");
     if (strchr(text, '/'))
         return text;
     if (!colon)
-        refuse(name, text, "a path with a slash, or HOST:PORT");
-    read_number(name, colon + 1, 10, 1, 65535);
+        options_refuse(name, text, "a path with a slash, HOST:PORT or :PORT");
+    options_read_number(name, colon + 1, 10, 1, 65535);
     return text;
 }
 
-/* Takes over one option; name is what the operator wrote it as. */
-static void set(struct options *options, int option, const char *name, const char *value)
+/* Sets one option. name is the option or the variable as the operator wrote it. */
+static void options_set(struct options *options, int option, const char *name, const char *value)
 {
     switch (option) {
     case 'd':
-        options->database = read_conninfo(name, value);
+        options->database = options_read_conninfo(name, value);
         break;
     case 'w':
-        options->workers = read_int(name, value, 0, 1024);
+        options->workers = options_read_int(name, value, 0, 1024);
         break;
     case 'l':
-        options->listen = read_address(name, value);
+        options->listen = options_read_address(name, value);
         break;
     case SOCKET_MODE:
-        options->socket_mode = (mode_t)read_number(name, value, 8, 0, 0777);
+        options->socket_mode = (mode_t)options_read_number(name, value, 8, 0, 0777);
         break;
     case POLL_INTERVAL:
-        options->poll_interval_ms = read_int(name, value, 10, 60 * 1000);
+        options->poll_interval_ms = options_read_int(name, value, 10, 60 * 1000);
         break;
     case MAX_WAIT:
-        options->max_wait_ms = read_int(name, value, 0, 24 * 60 * 60 * 1000);
+        options->max_wait_ms = options_read_int(name, value, 0, 24 * 60 * 60 * 1000);
         break;
     case MAX_WAITING:
-        options->max_waiting = read_int(name, value, 0, 1000 * 1000);
+        options->max_waiting = options_read_int(name, value, 0, 1000 * 1000);
         break;
     case DB_TIMEOUT:
-        options->db_timeout_ms = read_int(name, value, 10, 60 * 1000);
+        options->db_timeout_ms = options_read_int(name, value, 10, 60 * 1000);
         break;
     case CHECK:
-        options->check = read_flag(name, value);
+        options->check = options_read_flag(name, value);
         break;
     default:
-        options->verbose = read_flag(name, value);
+        options->verbose = options_read_flag(name, value);
         break;
     }
 }
 
 /* MERCHANT_SESSIONS_POLL_INTERVAL for poll-interval. */
-static void make_variable_name(const char *option, char *name, size_t size)
+static void options_make_variable_name(const char *option, char *name, size_t size)
 {
     snprintf(name, size, ENVIRONMENT "%s", option);
     for (char *c = name; *c; c++)
@@ -160,24 +167,24 @@ static void make_variable_name(const char *option, char *name, size_t size)
             *c = (char)(*c - 'a' + 'A');
 }
 
-static void read_environment(struct options *options)
+static void options_read_environment(struct options *options)
 {
-    for (const struct option *option = long_options; option->name; option++) {
+    for (const struct option *option = options_long; option->name; option++) {
         char name[64];
         const char *value;
 
         if (option->val == 'V' || option->val == 'h')
             continue;
-        make_variable_name(option->name, name, sizeof name);
+        options_make_variable_name(option->name, name, sizeof name);
         value = getenv(name);
         if (value && *value)
-            set(options, option->val, name, value);
+            options_set(options, option->val, name, value);
     }
 }
 
-static const char *option_name(int letter, char name[32])
+static const char *options_long_name(int letter, char name[32])
 {
-    const struct option *option = long_options;
+    const struct option *option = options_long;
 
     while (option->val != letter)
         option++;
@@ -185,27 +192,27 @@ static const char *option_name(int letter, char name[32])
     return name;
 }
 
-static void read_command_line(struct options *options, int argc, char *argv[])
+static void options_read_command_line(struct options *options, int argc, char *argv[])
 {
     char name[32];
     int letter;
 
-    while ((letter = getopt_long(argc, argv, "d:w:l:vVh", long_options, NULL)) != -1) {
+    while ((letter = getopt_long(argc, argv, "d:w:l:vVh", options_long, NULL)) != -1) {
         switch (letter) {
         case 'V':
             puts("merchant-sessions " VERSION);
             exit(EXIT_SUCCESS);
         case 'h':
-            fputs(usage, stdout);
+            fputs(options_usage, stdout);
             exit(EXIT_SUCCESS);
         case '?':
             exit(EX_USAGE);
         default:
-            set(options, letter, option_name(letter, name), optarg);
+            options_set(options, letter, options_long_name(letter, name), optarg);
         }
     }
     if (optind < argc)
-        refuse("command line", argv[optind], "an option");
+        options_refuse("command line", argv[optind], "an option");
 }
 
 struct options options_read(int argc, char *argv[])
@@ -214,13 +221,13 @@ struct options options_read(int argc, char *argv[])
     struct options options = {
         .workers = processors > 0 ? (int)processors : 1,
         .socket_mode = 0660,
-        .poll_interval_ms = 250,
+        .poll_interval_ms = 25,
         .max_wait_ms = 50000,
         .max_waiting = 8192,
         .db_timeout_ms = 2000,
     };
 
-    read_environment(&options);
-    read_command_line(&options, argc, argv);
+    options_read_environment(&options);
+    options_read_command_line(&options, argc, argv);
     return options;
 }

@@ -8,20 +8,22 @@
 /* What the operator has chosen, on the command line or in the environment. */
 struct options {
     const char *database; /* conninfo; NULL: libpq's own environment variables */
-    int workers;          /* processes; 0: serve in this one */
-    const char *listen;   /* a path or HOST:PORT; NULL: descriptor 0 */
+    int workers;          /* processes; 0: serve in this process */
+    const char *listen;   /* a path, HOST:PORT or :PORT; NULL: descriptor 0 */
     mode_t socket_mode;   /* of a path */
     int poll_interval_ms;
     int max_wait_ms;
     int max_waiting; /* parked requests in each worker */
     int db_timeout_ms;
-    bool check; /* only look whether all is well */
+    bool check; /* check the set-up, serve nobody */
     bool verbose;
 };
 
 /*
- * Reads the command line and the environment; the command line wins. Exits for --help and --version
- * (0), and for a wrong option or value, after one line that names it (EX_USAGE, 64).
+ * Reads the command line and the environment; the command line takes precedence. The strings in the
+ * result are those of argv and the environment. Exits for --help and --version (0), and after one
+ * line on standard error for a wrong option or value, which it names (EX_USAGE, 64), and for lack
+ * of memory (EXIT_FAILURE).
  */
 struct options options_read(int argc, char *argv[]);
 

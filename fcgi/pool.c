@@ -13,155 +13,416 @@
 #include "log.h"
 #include "worker.h"
 
+/* A worker that ran this long did not fail at its start. */
+#define START_TIME USEC_PER_SEC
+/* Limits of the pause before a worker that failed at its start is replaced. */
 #define PAUSE_MIN (100 * USEC_PER_MS)
 #define PAUSE_MAX (10 * USEC_PER_SEC)
-/* A worker that has lived so long died of something else than its start. */
-#define LONG_LIFE (10 * USEC_PER_SEC)
-/* When workers that do not stop are killed. */
-#define STOP_LIMIT (1900 * USEC_PER_MS)
+/* Limit of that pause while there is no worker at all. */
+#define AWAY_MAX (900 * USEC_PER_MS)
+/* How long a worker has to stop before it is killed. Its own limit is shorter. */
+#define STOP_GRACE (1800 * USEC_PER_MS)
+/* How long the end of killed workers is awaited when the pool stops. */
+#define KILL_GRACE (100 * USEC_PER_MS)
 
-/* The place of one worker. */
+/*
+ * A slot holds one worker process. There is one slot more than there are workers, for the new
+ * worker in a replacement. All transitions are in the functions pool_slot_*:
+ *
+ *     SPARE or PAUSED       start   STARTING (PAUSED if fork() fails)
+ *     STARTING              due     SERVING
+ *     STARTING or SERVING   died    PAUSED
+ *     STARTING or SERVING   retire  RETIRING
+ *     PAUSED                retire  SPARE
+ *     RETIRING              due     KILLED
+ *     RETIRING or KILLED    died    SPARE
+ */
+enum slot_state {
+    SLOT_SPARE,    /* no process, and none is wanted; never due */
+    SLOT_PAUSED,   /* no process; due: when one is to be started */
+    SLOT_STARTING, /* a young process; due: when it has survived its start */
+    SLOT_SERVING,  /* a process that has survived its start; never due */
+    SLOT_RETIRING, /* a process that was asked to stop; due: when it is to be killed */
+    SLOT_KILLED,   /* a process that was sent SIGKILL, and has not been reaped; never due */
+};
+
 struct slot {
-    pid_t pid; /* 0: none */
-    usec_t born;
-    usec_t pause; /* before the next one that has to replace it */
-    usec_t due;   /* when to start one, if there is none */
+    enum slot_state state;
+    usec_t due;          /* USEC_NEVER: never */
+    pid_t pid;           /* where there is a process */
+    unsigned generation; /* of the process: that of the pool when it was started */
+    usec_t pause;        /* after the last failure at start; 0: no failure since one survived it */
+};
+
+enum pool_state {
+    POOL_SERVING,
+    POOL_REPLACING, /* after a SIGHUP, while there are processes of an older generation */
+    POOL_STOPPING,  /* all processes were asked to stop; none is started any more */
 };
 
 struct pool {
     const struct options *options;
     int listen_fd;
     sigset_t signals;
-    struct slot *slots;
-    pid_t retiring;  /* the worker that a SIGHUP has told to stop; 0: none */
-    int replacing;   /* the next slot whose worker a SIGHUP replaces; options->workers: none */
-    usec_t stop_due; /* when to kill those who have not stopped; USEC_NEVER: not stopping */
+    enum pool_state state;
+    unsigned generation; /* how many SIGHUPs there were */
+    usec_t stop_due;     /* when a stopping pool gives up what is left; USEC_NEVER: not stopping */
+    bool killed;         /* a worker had to be killed while stopping */
+    size_t slot_count;
+    struct slot slots[];
 };
 
-static _Noreturn void become_worker(const struct pool *pool, pid_t parent)
+static _Noreturn void pool_become_worker(struct pool *pool, pid_t parent)
 {
-    /* The terminal's signals are for the pool, which passes on what they mean. */
+    const struct options *options = pool->options;
+    int listen_fd = pool->listen_fd;
+    sigset_t children;
+
+    /* The terminal's signals go to all processes. The pool passes on what they mean. */
     signal(SIGINT, SIG_IGN);
+    signal(SIGQUIT, SIG_IGN);
     signal(SIGHUP, SIG_IGN);
     prctl(PR_SET_PDEATHSIG, SIGTERM);
     if (getppid() != parent)
         exit(EXIT_FAILURE);
-    sigprocmask(SIG_UNBLOCK, &pool->signals, NULL);
-    exit(worker_run(pool->options, pool->listen_fd));
+    /* Those that stop it stay blocked: worker_run() lets them in when it has its handlers. One that
+     * came between libfcgi's handlers and ours would be lost. */
+    sigemptyset(&children);
+    sigaddset(&children, SIGCHLD);
+    sigprocmask(SIG_UNBLOCK, &children, NULL);
+    free(pool);
+    exit(worker_run(options, listen_fd));
 }
 
-static void start_worker(struct pool *pool, struct slot *slot, usec_t now)
+static void pool_slot_move(struct slot *slot, enum slot_state state, usec_t due)
+{
+    slot->state = state;
+    slot->due = due;
+}
+
+static void pool_slot_free(struct slot *slot)
+{
+    slot->pause = 0;
+    pool_slot_move(slot, SLOT_SPARE, USEC_NEVER);
+}
+
+static bool pool_slot_active(const struct slot *slot)
+{
+    return slot->state == SLOT_STARTING || slot->state == SLOT_SERVING;
+}
+
+static bool pool_slot_has_process(const struct slot *slot)
+{
+    return pool_slot_active(slot) || slot->state == SLOT_RETIRING || slot->state == SLOT_KILLED;
+}
+
+static usec_t pool_next_pause(usec_t pause)
+{
+    return pause ? usec_min(pause * 2, PAUSE_MAX) : PAUSE_MIN;
+}
+
+/* SPARE or PAUSED to STARTING. Where no process can be had, to PAUSED, for longer each time. */
+static void pool_slot_start(struct pool *pool, struct slot *slot, usec_t now)
 {
     pid_t parent = getpid(), pid = fork();
 
     if (pid == 0)
-        become_worker(pool, parent);
-    slot->born = now;
-    slot->pid = pid > 0 ? pid : 0;
-    if (pid > 0)
+        pool_become_worker(pool, parent);
+    if (pid < 0) {
+        slot->pause = pool_next_pause(slot->pause);
+        log_error("cannot start a worker: %s; trying again in at most %d ms", strerror(errno),
+            (int)(slot->pause / USEC_PER_MS));
+        pool_slot_move(slot, SLOT_PAUSED, now + slot->pause);
         return;
-    log_error("cannot start a worker: %s", strerror(errno));
-    slot->due = now + PAUSE_MAX;
+    }
+    slot->pid = pid;
+    slot->generation = pool->generation;
+    pool_slot_move(slot, SLOT_STARTING, now + START_TIME);
 }
 
-static void start_due(struct pool *pool, usec_t now)
+/* RETIRING to KILLED. */
+static void pool_slot_kill(struct pool *pool, struct slot *slot)
 {
-    for (int i = 0; i < pool->options->workers; i++)
-        if (pool->slots[i].pid == 0 && pool->slots[i].due <= now)
-            start_worker(pool, &pool->slots[i], now);
+    log_error("worker %d did not stop within %d ms and is killed", (int)slot->pid,
+        (int)(STOP_GRACE / USEC_PER_MS));
+    kill(slot->pid, SIGKILL);
+    if (pool->state == POOL_STOPPING)
+        pool->killed = true;
+    pool_slot_move(slot, SLOT_KILLED, USEC_NEVER);
 }
 
-static void log_death(pid_t pid, int status, usec_t pause)
+/* What happens when the time of a slot has come. */
+static void pool_slot_due(struct pool *pool, struct slot *slot, usec_t now)
 {
-    const char *how = WIFSIGNALED(status) ? "killed by signal" : "ended with status";
-    int number = WIFSIGNALED(status) ? WTERMSIG(status) : WEXITSTATUS(status);
-
-    log_error(
-        "worker %d %s %d; replaced in %d ms", (int)pid, how, number, (int)(pause / USEC_PER_MS));
+    switch (slot->state) {
+    case SLOT_PAUSED:
+        pool_slot_start(pool, slot, now);
+        break;
+    case SLOT_STARTING:
+        slot->pause = 0;
+        pool_slot_move(slot, SLOT_SERVING, USEC_NEVER);
+        break;
+    case SLOT_RETIRING:
+        pool_slot_kill(pool, slot);
+        break;
+    case SLOT_SPARE:
+    case SLOT_SERVING:
+    case SLOT_KILLED:
+        break;
+    }
 }
 
-static void worker_died(struct slot *slot, int status, usec_t now)
+/* The slot needs no process any more: active to RETIRING, PAUSED to SPARE. */
+static void pool_slot_retire(struct slot *slot, usec_t now)
 {
-    if (now - slot->born >= LONG_LIFE)
-        slot->pause = PAUSE_MIN;
-    log_death(slot->pid, status, slot->pause);
-    slot->pid = 0;
-    slot->due = now + slot->pause;
-    slot->pause = usec_min(slot->pause * 2, PAUSE_MAX);
+    switch (slot->state) {
+    case SLOT_STARTING:
+    case SLOT_SERVING:
+        kill(slot->pid, SIGTERM);
+        pool_slot_move(slot, SLOT_RETIRING, now + STOP_GRACE);
+        break;
+    case SLOT_PAUSED:
+        pool_slot_free(slot);
+        break;
+    case SLOT_SPARE:
+    case SLOT_RETIRING:
+    case SLOT_KILLED:
+        break;
+    }
 }
 
-static void reap(struct pool *pool, usec_t now)
+/* Signals that a process gets for its own faults. All others come from outside. */
+static bool pool_is_crash(int signal)
+{
+    static const int crashes[] = {SIGILL, SIGTRAP, SIGABRT, SIGBUS, SIGFPE, SIGSEGV, SIGSYS};
+
+    for (size_t i = 0; i < sizeof crashes / sizeof crashes[0]; i++)
+        if (signal == crashes[i])
+            return true;
+    return false;
+}
+
+/* Whether a worker that died in its first second has failed, and was not stopped by somebody. */
+static bool pool_has_failed(int status)
+{
+    if (WIFSIGNALED(status))
+        return pool_is_crash(WTERMSIG(status));
+    return WEXITSTATUS(status) != EXIT_SUCCESS;
+}
+
+static const char *pool_death_kind(int status)
+{
+    return WIFSIGNALED(status) ? "killed by signal" : "ended with status";
+}
+
+static int pool_death_number(int status)
+{
+    return WIFSIGNALED(status) ? WTERMSIG(status) : WEXITSTATUS(status);
+}
+
+/* Active to PAUSED: for no time at all, unless the worker has failed at its start. */
+static void pool_slot_lost(struct slot *slot, int status, usec_t now)
+{
+    int pid = (int)slot->pid, number = pool_death_number(status);
+    const char *kind = pool_death_kind(status);
+
+    if (slot->state == SLOT_STARTING && pool_has_failed(status)) {
+        slot->pause = pool_next_pause(slot->pause);
+        log_error("worker %d %s %d at its start; replaced after a pause of at most %d ms", pid,
+            kind, number, (int)(slot->pause / USEC_PER_MS));
+        pool_slot_move(slot, SLOT_PAUSED, now + slot->pause);
+    } else {
+        log_error("worker %d %s %d; replaced at once", pid, kind, number);
+        pool_slot_move(slot, SLOT_PAUSED, now);
+    }
+}
+
+/* The process of a slot has been reaped. */
+static void pool_slot_died(struct slot *slot, int status, usec_t now)
+{
+    switch (slot->state) {
+    case SLOT_STARTING:
+    case SLOT_SERVING:
+        pool_slot_lost(slot, status, now);
+        break;
+    case SLOT_RETIRING:
+        if (status != 0)
+            log_error("worker %d %s %d while stopping", (int)slot->pid, pool_death_kind(status),
+                pool_death_number(status));
+        pool_slot_free(slot);
+        break;
+    case SLOT_KILLED:
+        pool_slot_free(slot);
+        break;
+    case SLOT_SPARE:
+    case SLOT_PAUSED:
+        break;
+    }
+}
+
+static void pool_reap(struct pool *pool, usec_t now)
 {
     pid_t pid;
     int status;
 
-    while ((pid = waitpid(-1, &status, WNOHANG)) > 0) {
-        if (pid == pool->retiring)
-            pool->retiring = 0;
-        for (int i = 0; i < pool->options->workers; i++) {
-            if (pool->slots[i].pid != pid)
-                continue;
-            if (pool->stop_due == USEC_NEVER)
-                worker_died(&pool->slots[i], status, now);
-            else
-                pool->slots[i].pid = 0;
-        }
-    }
+    while ((pid = waitpid(-1, &status, WNOHANG)) > 0)
+        for (size_t i = 0; i < pool->slot_count; i++)
+            if (pool_slot_has_process(&pool->slots[i]) && pool->slots[i].pid == pid)
+                pool_slot_died(&pool->slots[i], status, now);
 }
 
-/* Goes on with replacing: the next one only when the last one has gone. */
-static void replace_next(struct pool *pool, usec_t now)
+static bool pool_slot_outdated(const struct pool *pool, const struct slot *slot)
 {
-    while (pool->retiring == 0 && pool->replacing < pool->options->workers) {
-        struct slot *slot = &pool->slots[pool->replacing++];
-
-        if (slot->pid == 0)
-            continue;
-        pool->retiring = slot->pid;
-        start_worker(pool, slot, now);
-        if (slot->pid != 0) {
-            kill(pool->retiring, SIGTERM);
-        } else {
-            /* No process can be had: the old one stays. */
-            slot->pid = pool->retiring;
-            pool->retiring = 0;
-        }
-        if (pool->replacing == pool->options->workers)
-            log_info("workers replaced");
-    }
+    return pool_slot_has_process(slot) && slot->generation != pool->generation;
 }
 
-/* Whether any worker is left, the retiring one included. */
-static bool signal_all(const struct pool *pool, int signal)
+/* The active slot of the oldest generation, or NULL. */
+static struct slot *pool_find_oldest(struct pool *pool)
 {
-    bool any = pool->retiring != 0;
+    struct slot *oldest = NULL;
 
-    if (pool->retiring)
-        kill(pool->retiring, signal);
-    for (int i = 0; i < pool->options->workers; i++) {
-        if (pool->slots[i].pid)
-            kill(pool->slots[i].pid, signal);
-        any = any || pool->slots[i].pid != 0;
+    for (size_t i = 0; i < pool->slot_count; i++) {
+        struct slot *slot = &pool->slots[i];
+
+        if (pool_slot_active(slot) && (!oldest || slot->generation < oldest->generation))
+            oldest = slot;
     }
-    return any;
+    return oldest;
 }
 
-static usec_t next_due(const struct pool *pool)
+/* A slot in a state, or NULL. Of the PAUSED ones it is that which is due first. */
+static struct slot *pool_find(struct pool *pool, enum slot_state state)
+{
+    struct slot *found = NULL;
+
+    for (size_t i = 0; i < pool->slot_count; i++)
+        if (pool->slots[i].state == state && (!found || pool->slots[i].due < found->due))
+            found = &pool->slots[i];
+    return found;
+}
+
+static int pool_count_active(const struct pool *pool)
+{
+    int count = 0;
+
+    for (size_t i = 0; i < pool->slot_count; i++)
+        count += pool_slot_active(&pool->slots[i]);
+    return count;
+}
+
+/* Whether all workers that are wanted are there and have survived their start. */
+static bool pool_all_serving(const struct pool *pool)
+{
+    for (size_t i = 0; i < pool->slot_count; i++)
+        if (pool->slots[i].state == SLOT_PAUSED || pool->slots[i].state == SLOT_STARTING)
+            return false;
+    return true;
+}
+
+static bool pool_any_outdated(const struct pool *pool)
+{
+    for (size_t i = 0; i < pool->slot_count; i++)
+        if (pool_slot_outdated(pool, &pool->slots[i]))
+            return true;
+    return false;
+}
+
+/*
+ * The slot to retire, or NULL: the oldest worker where there is one too many, or, where a death has
+ * left no old worker to replace, the pause of the worker that should have replaced it.
+ */
+static struct slot *pool_find_surplus(struct pool *pool)
+{
+    int active = pool_count_active(pool);
+    struct slot *paused = pool_find(pool, SLOT_PAUSED);
+
+    if (active > pool->options->workers)
+        return pool_find_oldest(pool);
+    if (active == pool->options->workers && !pool_any_outdated(pool))
+        return paused;
+    return NULL;
+}
+
+/* The next step of a replacement. A new worker is started when the spare slot is free, that is when
+ * the last old one has gone, and when the last new one has survived its start. */
+static void pool_replace(struct pool *pool, usec_t now)
+{
+    struct slot *oldest = pool_find_oldest(pool), *spare = pool_find(pool, SLOT_SPARE), *surplus;
+
+    if (oldest && pool_slot_outdated(pool, oldest) && spare && pool_all_serving(pool))
+        pool_slot_start(pool, spare, now);
+    surplus = pool_find_surplus(pool);
+    if (surplus)
+        pool_slot_retire(surplus, now);
+    if (pool_any_outdated(pool) || !pool_find(pool, SLOT_SPARE))
+        return;
+    log_info("workers replaced");
+    pool->state = POOL_SERVING;
+}
+
+/* Where no worker is left shoppers wait: the next one is started soon, however often it failed. */
+static void pool_bound_absence(struct pool *pool, usec_t now)
+{
+    struct slot *paused = pool_find(pool, SLOT_PAUSED);
+
+    if (paused && pool_count_active(pool) == 0)
+        paused->due = usec_min(paused->due, now + AWAY_MAX);
+}
+
+/* Does what is due. */
+static void pool_step(struct pool *pool, usec_t now)
+{
+    for (size_t i = 0; i < pool->slot_count; i++)
+        if (pool->slots[i].due <= now)
+            pool_slot_due(pool, &pool->slots[i], now);
+    if (pool->state == POOL_REPLACING)
+        pool_replace(pool, now);
+    pool_bound_absence(pool, now);
+}
+
+static void pool_stop(struct pool *pool, usec_t now)
+{
+    if (pool->state == POOL_STOPPING)
+        return;
+    log_info("stopping");
+    pool->state = POOL_STOPPING;
+    pool->stop_due = now + STOP_GRACE + KILL_GRACE;
+    for (size_t i = 0; i < pool->slot_count; i++)
+        pool_slot_retire(&pool->slots[i], now);
+}
+
+/* Also one that comes during a replacement: all workers older than it are replaced. */
+static void pool_hang_up(struct pool *pool)
+{
+    if (pool->state == POOL_STOPPING)
+        return;
+    pool->generation++;
+    pool->state = POOL_REPLACING;
+}
+
+static bool pool_has_ended(const struct pool *pool, usec_t now)
+{
+    if (pool->state != POOL_STOPPING)
+        return false;
+    for (size_t i = 0; i < pool->slot_count; i++)
+        if (pool_slot_has_process(&pool->slots[i]))
+            return now >= pool->stop_due;
+    return true;
+}
+
+static usec_t pool_due(const struct pool *pool)
 {
     usec_t due = pool->stop_due;
 
-    if (pool->stop_due != USEC_NEVER)
-        return due;
-    for (int i = 0; i < pool->options->workers; i++)
-        if (pool->slots[i].pid == 0)
-            due = usec_min(due, pool->slots[i].due);
+    for (size_t i = 0; i < pool->slot_count; i++)
+        due = usec_min(due, pool->slots[i].due);
     return due;
 }
 
 /* Sleeps until a signal arrives, and returns it, or until something is due, and returns 0. */
-static int wait_for_signal(const struct pool *pool)
+static int pool_wait(const struct pool *pool)
 {
-    usec_t due = next_due(pool), left;
+    usec_t due = pool_due(pool), left;
     struct timespec timeout;
     int signal;
 
@@ -176,86 +437,77 @@ static int wait_for_signal(const struct pool *pool)
     return signal > 0 ? signal : 0;
 }
 
-static void handle_signal(struct pool *pool, int signal, usec_t now)
+static void pool_handle_signal(struct pool *pool, int signal, usec_t now)
 {
     switch (signal) {
     case SIGCHLD:
-        reap(pool, now);
+        pool_reap(pool, now);
         break;
     case SIGHUP:
-        pool->replacing = 0;
+        pool_hang_up(pool);
         break;
     case SIGTERM:
     case SIGINT:
-        if (pool->stop_due != USEC_NEVER)
-            break;
-        log_info("stopping");
-        pool->stop_due = now + STOP_LIMIT;
-        signal_all(pool, SIGTERM);
+    case SIGQUIT:
+    case SIGUSR1:
+        pool_stop(pool, now);
         break;
     default:
         break;
     }
 }
 
-static void supervise(struct pool *pool)
+/* Blocks the signals that pool_wait() waits for. */
+static void pool_block_signals(struct pool *pool)
 {
-    while (pool->stop_due == USEC_NEVER) {
-        int signal = wait_for_signal(pool);
-        usec_t now = clock_now();
+    static const int signals[] = {SIGCHLD, SIGHUP, SIGTERM, SIGINT, SIGQUIT, SIGUSR1};
 
-        handle_signal(pool, signal, now);
-        if (pool->stop_due == USEC_NEVER) {
-            start_due(pool, now);
-            replace_next(pool, now);
-        }
-    }
+    sigemptyset(&pool->signals);
+    for (size_t i = 0; i < sizeof signals / sizeof signals[0]; i++)
+        sigaddset(&pool->signals, signals[i]);
+    sigprocmask(SIG_BLOCK, &pool->signals, NULL);
+    /* Ignored, as some parents leave it, there would be no death to notice. */
+    signal(SIGCHLD, SIG_DFL);
 }
 
-/* Waits for the workers to end; false if one had to be killed. */
-static bool await_end(struct pool *pool)
+static struct pool *pool_new(const struct options *options, int listen_fd)
 {
-    while (signal_all(pool, 0)) {
-        int signal = wait_for_signal(pool);
-        usec_t now = clock_now();
+    size_t slot_count = (size_t)options->workers + 1;
+    struct pool *pool = calloc(1, sizeof *pool + slot_count * sizeof *pool->slots);
 
-        handle_signal(pool, signal, now);
-        if (now < pool->stop_due)
-            continue;
-        log_error("a worker did not stop in time, and is killed");
-        signal_all(pool, SIGKILL);
-        return false;
-    }
-    return true;
+    if (!pool)
+        return NULL;
+    pool->options = options;
+    pool->listen_fd = listen_fd;
+    pool->stop_due = USEC_NEVER;
+    pool->slot_count = slot_count;
+    pool_slot_free(&pool->slots[0]);
+    for (size_t i = 1; i < slot_count; i++)
+        pool_slot_move(&pool->slots[i], SLOT_PAUSED, 0);
+    return pool;
 }
 
 int pool_run(const struct options *options, int listen_fd)
 {
-    struct pool pool = {
-        .options = options,
-        .listen_fd = listen_fd,
-        .slots = calloc((size_t)options->workers, sizeof *pool.slots),
-        .replacing = options->workers,
-        .stop_due = USEC_NEVER,
-    };
-    bool ok;
+    struct pool *pool = pool_new(options, listen_fd);
+    usec_t now = clock_now();
+    bool killed;
 
-    if (!pool.slots) {
+    if (!pool) {
         log_error("out of memory");
         return EXIT_FAILURE;
     }
-    sigemptyset(&pool.signals);
-    sigaddset(&pool.signals, SIGCHLD);
-    sigaddset(&pool.signals, SIGTERM);
-    sigaddset(&pool.signals, SIGINT);
-    sigaddset(&pool.signals, SIGHUP);
-    sigprocmask(SIG_BLOCK, &pool.signals, NULL);
-    for (int i = 0; i < options->workers; i++)
-        pool.slots[i].pause = PAUSE_MIN;
-    start_due(&pool, clock_now());
+    pool_block_signals(pool);
+    pool_step(pool, now);
     log_info("pool of %d workers", options->workers);
-    supervise(&pool);
-    ok = await_end(&pool);
-    free(pool.slots);
-    return ok ? EXIT_SUCCESS : EXIT_FAILURE;
+    while (!pool_has_ended(pool, now)) {
+        int signal = pool_wait(pool);
+
+        now = clock_now();
+        pool_handle_signal(pool, signal, now);
+        pool_step(pool, now);
+    }
+    killed = pool->killed;
+    free(pool);
+    return killed ? EXIT_FAILURE : EXIT_SUCCESS;
 }

@@ -5,13 +5,24 @@
 #include <stdlib.h>
 #include <string.h>
 
-/* Before the parameters in the request that is written anew: BEGIN_REQUEST and the header of
- * PARAMS. */
-#define PREFIX ((size_t)3 * FCGI_HEADER_LEN)
-/* Behind them: the ends of PARAMS and of STDIN. */
-#define SUFFIX ((size_t)2 * FCGI_HEADER_LEN)
+static const struct {
+    const char *name;
+    size_t length;
+} record_wanted[RECORD_WANTED_MAX] = {
+    {"REQUEST_METHOD", 14},
+    {"REQUEST_URI", 11},
+    {"SCRIPT_NAME", 11},
+    {"PATH_INFO", 9},
+    {"QUERY_STRING", 12},
+};
 
-static void put_header(unsigned char *at, uint8_t type, uint16_t request_id, size_t content)
+/* One name-value pair (section 3.4) within PARAMS. */
+struct record_pair {
+    const unsigned char *start, *name, *value;
+    size_t name_length, value_length;
+};
+
+static void record_put_header(unsigned char *at, uint8_t type, uint16_t request_id, size_t content)
 {
     FCGI_Header header = {
         .version = FCGI_VERSION_1,
@@ -25,28 +36,34 @@ static void put_header(unsigned char *at, uint8_t type, uint16_t request_id, siz
     memcpy(at, &header, sizeof header);
 }
 
-static bool keep_bytes(struct record_reader *reader, const unsigned char *bytes, size_t length)
+static bool record_collect(struct record_bytes *to, const unsigned char *bytes, size_t length)
 {
-    if (reader->room - reader->length < length) {
-        size_t room = reader->length + length;
+    if (to->room - to->length < length) {
+        size_t room = to->length + length;
         unsigned char *grown;
 
         /* Many small records must not mean many copies. */
-        if (room < reader->room * 2)
-            room = reader->room * 2;
-        grown = realloc(reader->bytes, room);
+        if (room < to->room * 2)
+            room = to->room * 2;
+        grown = realloc(to->at, room);
         if (!grown)
             return false;
-        reader->bytes = grown;
-        reader->room = room;
+        to->at = grown;
+        to->room = room;
     }
-    memcpy(reader->bytes + reader->length, bytes, length);
-    reader->length += length;
+    memcpy(to->at + to->length, bytes, length);
+    to->length += length;
     return true;
 }
 
-/* Takes one length of a name-value pair (section 3.4) off the front; false if it is cut short. */
-static bool take_length(const unsigned char **at, size_t *left, size_t *value)
+static void record_free_bytes(struct record_bytes *bytes)
+{
+    free(bytes->at);
+    *bytes = (struct record_bytes){0};
+}
+
+/* Takes one length of a name-value pair off the front; false if it is cut short. */
+static bool record_take_length(const unsigned char **at, size_t *left, size_t *value)
 {
     const unsigned char *p = *at;
     size_t size = *left > 0 && p[0] & 0x80 ? 4 : 1;
@@ -62,96 +79,133 @@ static bool take_length(const unsigned char **at, size_t *left, size_t *value)
 }
 
 /* Takes one name-value pair off the front; false if there is no whole one. */
-static bool take_pair(const unsigned char **at, size_t *left, size_t *name, size_t *value)
+static bool record_take_pair(const unsigned char **at, size_t *left, struct record_pair *pair)
 {
-    if (!take_length(at, left, name) || !take_length(at, left, value))
+    pair->start = *at;
+    if (!record_take_length(at, left, &pair->name_length) ||
+        !record_take_length(at, left, &pair->value_length))
         return false;
-    if (*name > *left || *value > *left - *name)
+    if (pair->name_length > *left || pair->value_length > *left - pair->name_length)
         return false;
-    *at += *name + *value;
-    *left -= *name + *value;
+    pair->name = *at;
+    pair->value = pair->name + pair->name_length;
+    *at = pair->value + pair->value_length;
+    *left -= pair->name_length + pair->value_length;
     return true;
 }
 
-/* Whole pairs only, and no NUL in them: they are meta-variables (RFC 3875, section 4.1). */
-static bool pairs_are_sound(const unsigned char *at, size_t left)
+static bool record_pair_is_named(const struct record_pair *pair, const char *name, size_t length)
 {
-    while (left > 0) {
-        size_t name, value;
+    return pair->name_length == length && memcmp(pair->name, name, length) == 0;
+}
 
-        if (!take_pair(&at, &left, &name, &value))
+/* Whether this is the first pair with a wanted name; found has a bit for each of these. */
+static bool record_pair_is_wanted(const struct record_pair *pair, unsigned *found)
+{
+    for (unsigned i = 0; i < RECORD_WANTED_MAX; i++) {
+        if (!record_pair_is_named(pair, record_wanted[i].name, record_wanted[i].length))
+            continue;
+        if (*found & 1u << i)
             return false;
-        if (memchr(at - name - value, '\0', name + value))
-            return false;
+        *found |= 1u << i;
+        return true;
     }
+    return false;
+}
+
+/* Checks all pairs, and moves those that are wanted to the front. False if one is cut short, or
+ * has a NUL in it: they are meta-variables (RFC 3875, section 4.1). */
+static bool record_keep_wanted(struct record_bytes *params)
+{
+    const unsigned char *at = params->at;
+    size_t left = params->length, kept = 0;
+    unsigned found = 0;
+
+    while (left > 0) {
+        struct record_pair pair;
+
+        if (!record_take_pair(&at, &left, &pair) ||
+            memchr(pair.name, '\0', pair.name_length + pair.value_length))
+            return false;
+        if (!record_pair_is_wanted(&pair, &found))
+            continue;
+        memmove(params->at + kept, pair.start, (size_t)(at - pair.start));
+        kept += (size_t)(at - pair.start);
+    }
+    params->length = kept;
     return true;
 }
 
-static enum record_event begin_ends(struct record_reader *reader, uint16_t id)
-{
-    static const unsigned char prefix[PREFIX];
-    unsigned role = (unsigned)reader->begin[0] << 8 | reader->begin[1];
-
-    reader->event_id = id;
-    if (role != FCGI_RESPONDER)
-        return RECORD_UNKNOWN_ROLE;
-    reader->request_id = id;
-    reader->keep = reader->begin[2] & FCGI_KEEP_CONN;
-    reader->phase = RECORD_PHASE_PARAMS;
-    reader->length = 0;
-    return keep_bytes(reader, prefix, PREFIX) ? RECORD_MORE : RECORD_BROKEN;
-}
-
-/* The end of PARAMS: the request is written anew around them. */
-static enum record_event params_end(struct record_reader *reader)
-{
-    unsigned char suffix[SUFFIX];
-    size_t params = reader->length - PREFIX;
-
-    if (!pairs_are_sound(reader->bytes + PREFIX, params))
-        return RECORD_BROKEN;
-    put_header(suffix, FCGI_PARAMS, reader->request_id, 0);
-    put_header(suffix + FCGI_HEADER_LEN, FCGI_STDIN, reader->request_id, 0);
-    put_header(reader->bytes, FCGI_BEGIN_REQUEST, reader->request_id, sizeof reader->begin);
-    memcpy(reader->bytes + FCGI_HEADER_LEN, reader->begin, sizeof reader->begin);
-    put_header(reader->bytes + 2 * FCGI_HEADER_LEN, FCGI_PARAMS, reader->request_id, params);
-    reader->phase = RECORD_PHASE_STDIN;
-    /* Without parameters the record before them is their end already. */
-    return keep_bytes(reader, params ? suffix : suffix + FCGI_HEADER_LEN,
-               params ? SUFFIX : SUFFIX - FCGI_HEADER_LEN)
-               ? RECORD_MORE
-               : RECORD_BROKEN;
-}
-
-static uint16_t header_id(const struct record_reader *reader)
+static uint16_t record_id(const struct record_reader *reader)
 {
     return (uint16_t)(reader->header[2] << 8 | reader->header[3]);
 }
 
-static size_t header_content(const struct record_reader *reader)
+static size_t record_content(const struct record_reader *reader)
 {
     return (size_t)reader->header[4] << 8 | reader->header[5];
 }
 
-/* Whether a record with this header may come now. */
-static bool header_is_sound(const struct record_reader *reader)
+/* Whether the record in progress belongs to the present request. */
+static bool record_is_of_request(const struct record_reader *reader)
 {
-    uint16_t id = header_id(reader);
-    size_t content = header_content(reader);
+    return reader->phase != RECORD_PHASE_IDLE && record_id(reader) == reader->request_id;
+}
+
+/* The one place where the present request changes its phase. */
+static void record_set_phase(struct record_reader *reader, enum record_phase phase)
+{
+    reader->phase = phase;
+    switch (phase) {
+    case RECORD_PHASE_IDLE:
+        record_free_bytes(&reader->params);
+        break;
+    case RECORD_PHASE_PARAMS:
+        reader->request_id = record_id(reader);
+        reader->keep = reader->begin[2] & FCGI_KEEP_CONN;
+        break;
+    case RECORD_PHASE_STDIN:
+    case RECORD_PHASE_WHOLE:
+        break;
+    }
+}
+
+/* The one place where the record in progress goes on to its next part, or to the next record. */
+static void record_set_part(struct record_reader *reader, enum record_part part)
+{
+    reader->part = part;
+    switch (part) {
+    case RECORD_PART_HEADER:
+        reader->header_length = 0;
+        break;
+    case RECORD_PART_CONTENT:
+        reader->content_left = (uint16_t)record_content(reader);
+        reader->padding_left = reader->header[6];
+        reader->begin_length = 0;
+        reader->values.length = 0;
+        break;
+    case RECORD_PART_PADDING:
+        break;
+    }
+}
+
+/* Whether a record with this header may come now. */
+static bool record_header_is_sound(const struct record_reader *reader)
+{
+    size_t content = record_content(reader);
 
     if (reader->header[0] != FCGI_VERSION_1)
         return false;
-    if (id == FCGI_NULL_REQUEST_ID)
+    if (record_id(reader) == FCGI_NULL_REQUEST_ID)
         return reader->phase == RECORD_PHASE_IDLE;
     if (reader->header[1] == FCGI_BEGIN_REQUEST)
-        return content == sizeof reader->begin &&
-               (reader->phase == RECORD_PHASE_IDLE || id != reader->request_id);
-    if (reader->phase == RECORD_PHASE_IDLE || id != reader->request_id)
+        return content == sizeof reader->begin && !record_is_of_request(reader);
+    if (!record_is_of_request(reader))
         return true;
     switch (reader->header[1]) {
     case FCGI_PARAMS:
         return reader->phase == RECORD_PHASE_PARAMS &&
-               reader->length - PREFIX + content <= RECORD_PARAMS_MAX;
+               reader->params.length + content <= RECORD_PARAMS_MAX;
     case FCGI_STDIN:
         return reader->phase == RECORD_PHASE_STDIN;
     case FCGI_ABORT_REQUEST:
@@ -161,90 +215,129 @@ static bool header_is_sound(const struct record_reader *reader)
     }
 }
 
-/* Content of the present record: kept if it is wanted, else passed over. */
-static bool read_content(struct record_reader *reader, const unsigned char *bytes, size_t length)
+/* Content of the record in progress: kept if it is wanted, else passed over. */
+static bool record_keep_content(
+    struct record_reader *reader, const unsigned char *bytes, size_t length)
 {
-    uint16_t id = header_id(reader);
-
-    if (id == FCGI_NULL_REQUEST_ID)
-        return keep_bytes(reader, bytes, length);
-    if (reader->header[1] == FCGI_BEGIN_REQUEST && reader->phase == RECORD_PHASE_IDLE) {
+    if (record_id(reader) == FCGI_NULL_REQUEST_ID)
+        return reader->header[1] != FCGI_GET_VALUES ||
+               record_collect(&reader->values, bytes, length);
+    if (reader->header[1] == FCGI_BEGIN_REQUEST) {
         memcpy(reader->begin + reader->begin_length, bytes, length);
         reader->begin_length = (uint8_t)(reader->begin_length + length);
         return true;
     }
-    if (reader->header[1] == FCGI_PARAMS && reader->phase == RECORD_PHASE_PARAMS &&
-        id == reader->request_id)
-        return keep_bytes(reader, bytes, length);
+    if (reader->header[1] == FCGI_PARAMS && record_is_of_request(reader))
+        return record_collect(&reader->params, bytes, length);
     return true;
 }
 
-/* The present record is complete, padding and all. */
-static enum record_event record_ends(struct record_reader *reader)
+static enum record_event record_end_of_begin(struct record_reader *reader)
 {
-    uint16_t id = header_id(reader);
+    unsigned role = (unsigned)reader->begin[0] << 8 | reader->begin[1];
 
-    if (id == FCGI_NULL_REQUEST_ID)
-        return RECORD_MANAGEMENT;
-    if (reader->header[1] == FCGI_BEGIN_REQUEST) {
-        if (reader->phase == RECORD_PHASE_IDLE)
-            return begin_ends(reader, id);
-        reader->event_id = id;
+    reader->event_id = record_id(reader);
+    if (reader->phase != RECORD_PHASE_IDLE)
         return RECORD_SECOND;
-    }
-    /* Records of a request that is not, or no longer, there are to be ignored (section 3.3). */
-    if (reader->phase == RECORD_PHASE_IDLE || id != reader->request_id)
-        return RECORD_MORE;
-    if (reader->header[1] == FCGI_ABORT_REQUEST)
-        return RECORD_ABORT;
-    if (header_content(reader) > 0)
-        return RECORD_MORE;
-    if (reader->header[1] == FCGI_PARAMS)
-        return params_end(reader);
-    reader->phase = RECORD_PHASE_WHOLE;
+    if (role != FCGI_RESPONDER)
+        return RECORD_UNKNOWN_ROLE;
+    record_set_phase(reader, RECORD_PHASE_PARAMS);
+    return RECORD_MORE;
+}
+
+static enum record_event record_end_of_params(struct record_reader *reader)
+{
+    if (!record_keep_wanted(&reader->params))
+        return RECORD_BROKEN;
+    record_set_phase(reader, RECORD_PHASE_STDIN);
+    return RECORD_MORE;
+}
+
+static enum record_event record_end_of_stdin(struct record_reader *reader)
+{
+    record_set_phase(reader, RECORD_PHASE_WHOLE);
     return RECORD_REQUEST;
 }
 
-static enum record_event read_header(
+/* The record in progress is complete, padding and all. */
+static enum record_event record_complete(struct record_reader *reader)
+{
+    if (record_id(reader) == FCGI_NULL_REQUEST_ID)
+        return RECORD_MANAGEMENT;
+    if (reader->header[1] == FCGI_BEGIN_REQUEST)
+        return record_end_of_begin(reader);
+    /* Records of a request that is not, or no longer, there are to be ignored (section 3.3). */
+    if (!record_is_of_request(reader))
+        return RECORD_MORE;
+    if (reader->header[1] == FCGI_ABORT_REQUEST)
+        return RECORD_ABORT;
+    if (record_content(reader) > 0)
+        return RECORD_MORE;
+    return reader->header[1] == FCGI_PARAMS ? record_end_of_params(reader)
+                                            : record_end_of_stdin(reader);
+}
+
+static size_t record_smaller(size_t a, size_t b)
+{
+    return a < b ? a : b;
+}
+
+static enum record_event record_read_header(
     struct record_reader *reader, const unsigned char *bytes, size_t length, size_t *used)
 {
-    size_t missing = sizeof reader->header - reader->header_length;
-
-    *used = length < missing ? length : missing;
+    *used = record_smaller(length, sizeof reader->header - reader->header_length);
     memcpy(reader->header + reader->header_length, bytes, *used);
     reader->header_length = (uint8_t)(reader->header_length + *used);
     if (reader->header_length < sizeof reader->header)
         return RECORD_MORE;
-    if (!header_is_sound(reader))
+    if (!record_header_is_sound(reader))
         return RECORD_BROKEN;
-    reader->in_body = true;
-    reader->content_left = (uint16_t)header_content(reader);
-    reader->padding_left = reader->header[6];
-    if (reader->phase == RECORD_PHASE_IDLE) {
-        reader->begin_length = 0;
-        reader->length = 0;
-    }
+    record_set_part(reader, RECORD_PART_CONTENT);
     return RECORD_MORE;
 }
 
-static enum record_event read_body(
+static enum record_event record_read_content(
     struct record_reader *reader, const unsigned char *bytes, size_t length, size_t *used)
 {
-    size_t content = length < reader->content_left ? length : reader->content_left;
-    size_t padding = length - content;
+    *used = record_smaller(length, reader->content_left);
+    if (*used > 0 && !record_keep_content(reader, bytes, *used))
+        return RECORD_NO_MEMORY;
+    reader->content_left = (uint16_t)(reader->content_left - *used);
+    if (reader->content_left == 0)
+        record_set_part(reader, RECORD_PART_PADDING);
+    return RECORD_MORE;
+}
 
-    if (padding > reader->padding_left)
-        padding = reader->padding_left;
-    *used = content + padding;
-    if (content > 0 && !read_content(reader, bytes, content))
-        return RECORD_BROKEN;
-    reader->content_left = (uint16_t)(reader->content_left - content);
-    reader->padding_left = (uint8_t)(reader->padding_left - padding);
-    if (reader->content_left > 0 || reader->padding_left > 0)
+static enum record_event record_read_padding(
+    struct record_reader *reader, size_t length, size_t *used)
+{
+    *used = record_smaller(length, reader->padding_left);
+    reader->padding_left = (uint8_t)(reader->padding_left - *used);
+    if (reader->padding_left > 0)
         return RECORD_MORE;
-    reader->in_body = false;
-    reader->header_length = 0;
-    return record_ends(reader);
+    record_set_part(reader, RECORD_PART_HEADER);
+    return record_complete(reader);
+}
+
+static enum record_event record_read_part(
+    struct record_reader *reader, const unsigned char *bytes, size_t length, size_t *used)
+{
+    switch (reader->part) {
+    case RECORD_PART_HEADER:
+        return record_read_header(reader, bytes, length, used);
+    case RECORD_PART_CONTENT:
+        return record_read_content(reader, bytes, length, used);
+    case RECORD_PART_PADDING:
+        break;
+    }
+    return record_read_padding(reader, length, used);
+}
+
+/* Whether the present part needs no more bytes: a record without content, or without padding. */
+static bool record_part_is_empty(const struct record_reader *reader)
+{
+    return (reader->part == RECORD_PART_CONTENT && reader->content_left == 0) ||
+           (reader->part == RECORD_PART_PADDING && reader->padding_left == 0);
 }
 
 enum record_event record_read(
@@ -253,53 +346,48 @@ enum record_event record_read(
     enum record_event event = RECORD_MORE;
 
     *used = 0;
-    while (event == RECORD_MORE && *used < length) {
+    while (event == RECORD_MORE && (*used < length || record_part_is_empty(reader))) {
         size_t n;
 
-        if (!reader->in_body)
-            event = read_header(reader, bytes + *used, length - *used, &n);
-        else
-            event = read_body(reader, bytes + *used, length - *used, &n);
+        event = record_read_part(reader, bytes + *used, length - *used, &n);
         *used += n;
-        /* A record without content or padding ends with its header. */
-        if (event == RECORD_MORE && reader->in_body && reader->content_left == 0 &&
-            reader->padding_left == 0)
-            event = read_body(reader, bytes, 0, &n);
     }
     return event;
 }
 
-const unsigned char *record_request(const struct record_reader *reader, size_t *length)
+void record_request(const struct record_reader *reader, struct record_request *request)
 {
-    *length = reader->length;
-    return reader->bytes;
-}
+    const FCGI_BeginRequestBody begin = {
+        .roleB0 = FCGI_RESPONDER, .flags = reader->keep ? FCGI_KEEP_CONN : 0};
+    size_t params = reader->params.length;
+    size_t head = FCGI_HEADER_LEN + sizeof begin;
 
-void record_bare_request(
-    const struct record_reader *reader, unsigned char bytes[RECORD_BARE_REQUEST])
-{
-    put_header(bytes, FCGI_BEGIN_REQUEST, reader->request_id, sizeof reader->begin);
-    memcpy(bytes + 8, reader->begin, sizeof reader->begin);
-    put_header(bytes + 16, FCGI_PARAMS, reader->request_id, 0);
-    put_header(bytes + 24, FCGI_STDIN, reader->request_id, 0);
-}
-
-static bool same(const unsigned char *at, size_t length, const char *name)
-{
-    return length == strlen(name) && memcmp(at, name, length) == 0;
+    record_put_header(request->head, FCGI_BEGIN_REQUEST, reader->request_id, sizeof begin);
+    memcpy(request->head + FCGI_HEADER_LEN, &begin, sizeof begin);
+    if (params > 0) {
+        record_put_header(request->head + head, FCGI_PARAMS, reader->request_id, params);
+        head += FCGI_HEADER_LEN;
+    }
+    record_put_header(request->tail, FCGI_PARAMS, reader->request_id, 0);
+    record_put_header(request->tail + FCGI_HEADER_LEN, FCGI_STDIN, reader->request_id, 0);
+    request->parts[0] = (struct iovec){request->head, head};
+    request->parts[1] = (struct iovec){reader->params.at, params};
+    request->parts[2] = (struct iovec){request->tail, sizeof request->tail};
+    request->length = head + params + sizeof request->tail;
 }
 
 /* The one value that FCGI_GET_VALUES can learn: no multiplexing. How many connections and requests
  * there may be is the operator's to say, by the limit on descriptors. */
-static size_t values_reply(struct record_reader *reader, unsigned char *reply)
+static size_t record_values_reply(const struct record_bytes *values, unsigned char *reply)
 {
     static const char name[] = FCGI_MPXS_CONNS;
-    const unsigned char *at = reader->bytes;
-    size_t left = reader->length, n, v, length = 0;
+    const unsigned char *at = values->at;
+    size_t left = values->length, length = 0;
     unsigned char *content = reply + FCGI_HEADER_LEN;
+    struct record_pair pair;
 
-    while (length == 0 && left > 0 && take_pair(&at, &left, &n, &v)) {
-        if (!same(at - n - v, n, name))
+    while (length == 0 && left > 0 && record_take_pair(&at, &left, &pair)) {
+        if (!record_pair_is_named(&pair, name, sizeof name - 1))
             continue;
         content[0] = sizeof name - 1;
         content[1] = 1;
@@ -307,7 +395,7 @@ static size_t values_reply(struct record_reader *reader, unsigned char *reply)
         content[2 + sizeof name - 1] = '0';
         length = 2 + sizeof name;
     }
-    put_header(reply, FCGI_GET_VALUES_RESULT, FCGI_NULL_REQUEST_ID, length);
+    record_put_header(reply, FCGI_GET_VALUES_RESULT, FCGI_NULL_REQUEST_ID, length);
     return FCGI_HEADER_LEN + length;
 }
 
@@ -317,13 +405,13 @@ size_t record_management_reply(struct record_reader *reader, unsigned char reply
     size_t length;
 
     if (reader->header[1] == FCGI_GET_VALUES) {
-        length = values_reply(reader, reply);
+        length = record_values_reply(&reader->values, reply);
     } else {
-        put_header(reply, FCGI_UNKNOWN_TYPE, FCGI_NULL_REQUEST_ID, sizeof body);
+        record_put_header(reply, FCGI_UNKNOWN_TYPE, FCGI_NULL_REQUEST_ID, sizeof body);
         memcpy(reply + FCGI_HEADER_LEN, &body, sizeof body);
         length = FCGI_HEADER_LEN + sizeof body;
     }
-    record_forget(reader);
+    record_free_bytes(&reader->values);
     return length;
 }
 
@@ -331,24 +419,28 @@ void record_end_request(uint16_t request_id, uint8_t protocol_status, unsigned c
 {
     FCGI_EndRequestBody body = {.protocolStatus = protocol_status};
 
-    put_header(bytes, FCGI_END_REQUEST, request_id, sizeof body);
+    record_put_header(bytes, FCGI_END_REQUEST, request_id, sizeof body);
     memcpy(bytes + FCGI_HEADER_LEN, &body, sizeof body);
 }
 
 void record_forget(struct record_reader *reader)
 {
-    free(reader->bytes);
-    reader->bytes = NULL;
-    reader->length = reader->room = 0;
-}
-
-bool record_is_between(const struct record_reader *reader)
-{
-    return reader->phase == RECORD_PHASE_IDLE && reader->header_length == 0;
+    record_free_bytes(&reader->params);
 }
 
 void record_next(struct record_reader *reader)
 {
-    record_forget(reader);
-    reader->phase = RECORD_PHASE_IDLE;
+    record_set_phase(reader, RECORD_PHASE_IDLE);
+}
+
+void record_close(struct record_reader *reader)
+{
+    record_free_bytes(&reader->params);
+    record_free_bytes(&reader->values);
+}
+
+bool record_is_between(const struct record_reader *reader)
+{
+    return reader->phase == RECORD_PHASE_IDLE && reader->part == RECORD_PART_HEADER &&
+           reader->header_length == 0;
 }

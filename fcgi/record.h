@@ -5,14 +5,16 @@
 #include <stdbool.h>
 #include <stddef.h>
 #include <stdint.h>
+#include <sys/uio.h>
 
 /*
- * Reads FastCGI 1.0 records as they come in, in pieces of any size, and checks them, before libfcgi
+ * Reads FastCGI 1.0 records as they arrive, in pieces of any size, and checks them before libfcgi
  * sees any: libfcgi trusts lengths and record types more than a public program can. No I/O.
  *
  * One request at a time, as web servers send them (section 3.3: no multiplexing), with management
- * records (section 4) between requests only. What has passed is written down anew, in records of
- * our own making, so that whoever reads them meets nothing else.
+ * records (section 4) between requests only. What has passed is written again, in records of our
+ * own making, with the few parameters that are wanted, so that libfcgi meets nothing else and needs
+ * little memory.
  */
 
 /* PARAMS of one request, in all their records together: what fits into one record. */
@@ -21,8 +23,8 @@
 /* Room for the reply to a management record. */
 #define RECORD_REPLY_MAX 32
 
-/* The length of a request without parameters. */
-#define RECORD_BARE_REQUEST 32
+/* Parameters that are kept of a request; each name once. */
+#define RECORD_WANTED_MAX 5
 
 /* What the bytes read so far amount to. */
 enum record_event {
@@ -33,70 +35,99 @@ enum record_event {
     RECORD_UNKNOWN_ROLE, /* a request for another role than RESPONDER: FCGI_UNKNOWN_ROLE */
     RECORD_ABORT,        /* the peer has lost interest in the request (section 5.4) */
     RECORD_BROKEN,       /* not FastCGI, or beyond the bounds: nothing after it can be understood */
+    RECORD_NO_MEMORY,    /* as RECORD_BROKEN, but it is our fault */
 };
 
-/* Where a connection stands between two requests. */
+/* How much of the record in progress has been read. */
+enum record_part {
+    RECORD_PART_HEADER,  /* nothing, or a part of its header */
+    RECORD_PART_CONTENT, /* its header, and not all of its content */
+    RECORD_PART_PADDING, /* its header and content, and not all of its padding */
+};
+
+/* How much of the present request has been read. */
 enum record_phase {
-    RECORD_PHASE_IDLE,   /* no request */
-    RECORD_PHASE_PARAMS, /* BEGIN has been read */
-    RECORD_PHASE_STDIN,  /* PARAMS have been read to their end */
-    RECORD_PHASE_WHOLE,  /* the request is complete and not yet answered */
+    RECORD_PHASE_IDLE,   /* there is no request */
+    RECORD_PHASE_PARAMS, /* BEGIN_REQUEST, and not all PARAMS */
+    RECORD_PHASE_STDIN,  /* BEGIN_REQUEST and PARAMS, and not all of STDIN */
+    RECORD_PHASE_WHOLE,  /* all of it; it has not been answered yet */
 };
 
-/* All zero is the start of a connection. */
+/* Bytes that are collected; allocated. */
+struct record_bytes {
+    unsigned char *at;
+    size_t length, room;
+};
+
+/*
+ * All zero is the start of a connection. The record in progress and the present request are apart:
+ * record_next() and record_forget() may come at any moment, and change nothing of the record.
+ */
 struct record_reader {
+    /* The record in progress. All but the header is set when its header is complete. */
+    enum record_part part;
+    uint8_t header[8];
+    uint8_t header_length;      /* bytes of the header that have been read */
+    uint16_t content_left;      /* bytes of the content that have not been read */
+    uint8_t padding_left;       /* bytes of the padding that have not been read */
+    uint8_t begin[8];           /* content of a BEGIN_REQUEST, as far as it has been read */
+    uint8_t begin_length;       /* bytes in it */
+    struct record_bytes values; /* content of an FCGI_GET_VALUES, as far as it has been read */
+
+    /* The present request. */
     enum record_phase phase;
-    uint16_t request_id;   /* of the present request */
-    bool keep;             /* FCGI_KEEP_CONN: the peer wants to go on with the connection */
-    uint16_t event_id;     /* the request id that RECORD_SECOND or RECORD_UNKNOWN_ROLE is about */
-    uint8_t header[8];     /* of the present record */
-    uint8_t header_length; /* bytes of it read */
-    bool in_body;          /* the header is complete */
-    uint16_t content_left; /* of the present record */
-    uint8_t padding_left;  /* of the present record */
-    uint8_t begin[8];      /* content of the last BEGIN_REQUEST */
-    uint8_t begin_length;  /* bytes of it read */
-    unsigned char *bytes;  /* the request in records of our own, or a management record's content */
-    size_t length, room;   /* of bytes */
+    uint16_t request_id;
+    bool keep;                  /* FCGI_KEEP_CONN: the peer wants to go on with the connection */
+    struct record_bytes params; /* content of PARAMS; from RECORD_PHASE_STDIN on the wanted ones */
+
+    uint16_t event_id; /* the request id that RECORD_SECOND or RECORD_UNKNOWN_ROLE is about */
+};
+
+/* A request in records of our own making; to be sent in the order of the parts. */
+struct record_request {
+    unsigned char head[24]; /* BEGIN_REQUEST, and the header of PARAMS where there are any */
+    unsigned char tail[16]; /* the ends of PARAMS and STDIN */
+    struct iovec parts[3];
+    size_t length; /* of all parts */
 };
 
 /*
  * Reads up to the first event. *used is how many of the length bytes it took; call again with the
- * rest until RECORD_MORE. After RECORD_BROKEN the connection has to be closed. RECORD_BROKEN also
- * if memory is short.
+ * rest until RECORD_MORE. After RECORD_BROKEN and RECORD_NO_MEMORY the connection has to be closed.
  */
 enum record_event record_read(
     struct record_reader *reader, const unsigned char *bytes, size_t length, size_t *used);
 
 /*
- * The complete request: BEGIN_REQUEST, PARAMS in one record, and the ends of PARAMS and STDIN. The
- * body of the request is not in it: nothing here wants one. Valid until record_forget().
+ * Writes the request that is complete: BEGIN_REQUEST, the wanted PARAMS in one record, and the ends
+ * of PARAMS and STDIN. Wanted are REQUEST_METHOD, REQUEST_URI, SCRIPT_NAME, PATH_INFO and
+ * QUERY_STRING, the first of each name. The body of the request is dropped. Points into the reader:
+ * valid until record_forget(), after which the request has no parameters, which is all that it
+ * takes to answer it.
  */
-const unsigned char *record_request(const struct record_reader *reader, size_t *length);
+void record_request(const struct record_reader *reader, struct record_request *request);
 
 /*
- * The same request without its parameters: all that it takes to answer it.
- */
-void record_bare_request(
-    const struct record_reader *reader, unsigned char bytes[RECORD_BARE_REQUEST]);
-
-/*
- * Writes the answer to the management record that was read (sections 4.1 and 4.2):
- * FCGI_GET_VALUES_RESULT or FCGI_UNKNOWN_TYPE. Returns its length.
+ * Writes the answer to the management record that was read last (sections 4.1 and 4.2):
+ * FCGI_GET_VALUES_RESULT or FCGI_UNKNOWN_TYPE. Returns its length. To be called upon
+ * RECORD_MANAGEMENT, before more is read.
  */
 size_t record_management_reply(struct record_reader *reader, unsigned char reply[RECORD_REPLY_MAX]);
 
 /* Writes an FCGI_END_REQUEST of 16 bytes (section 5.5). */
 void record_end_request(uint16_t request_id, uint8_t protocol_status, unsigned char bytes[16]);
 
-/* Frees what was kept of the request; its id and whether to keep the connection stay. */
+/* Frees the parameters of the request; its id and whether to keep the connection stay. */
 void record_forget(struct record_reader *reader);
+
+/* The request has been answered: the next one may begin. Frees what record_forget() frees. */
+void record_next(struct record_reader *reader);
+
+/* Frees all that the reader holds. Nothing can be read after it. */
+void record_close(struct record_reader *reader);
 
 /* Whether nothing of a request, nor of any record, has been read since the last one was complete.
  */
 bool record_is_between(const struct record_reader *reader);
-
-/* The request has been answered: the next one may begin. */
-void record_next(struct record_reader *reader);
 
 #endif

@@ -2,6 +2,8 @@
 #ifndef SESSION_H
 #define SESSION_H
 
+#include <stdbool.h>
+
 /* Which session a request is about. UTF-8 strings. */
 struct session_key {
     const char *session;  /* never "" */
@@ -16,5 +18,24 @@ enum session_status {
     SESSION_UNPAID,      /* an order matches, none that was paid */
     SESSION_PAID,        /* an order that matches was paid, if perhaps refunded later */
 };
+
+/* What the database is asked about a session. */
+enum session_question {
+    QUESTION_EVERYTHING, /* all that is known of it, unclaimed orders too */
+    QUESTION_PAYMENT,    /* claimed orders alone: all that matters while a request waits, at half
+                          * the cost */
+};
+
+/* The answer to a question about one session. */
+struct session_answer {
+    /* For QUESTION_PAYMENT: SESSION_PAID, SESSION_UNPAID (an order is claimed and not paid), or
+     * SESSION_UNKNOWN for all else. */
+    enum session_status status;
+    bool claimed;         /* a wallet has claimed an order that is not paid: a payment is near */
+    const char *order_id; /* of SESSION_UNPAID and SESSION_PAID, else NULL */
+};
+
+/* How many sessions the database is asked about at once. */
+#define SESSION_BATCH_MAX 256
 
 #endif

@@ -5,30 +5,67 @@
 #include <stdlib.h>
 #include <string.h>
 
-/* While new requests come in, so few are polled at once: each of them may have to wait for it. */
-#define POLL_BATCH_BUSY 32
-/* They come in when there was one in this time. */
-#define BUSY_TIME (100 * USEC_PER_MS)
-/* After polling, so many times as long without it, */
-#define POLL_REST 9
-/* but no more than so many intervals: one slow batch must not stop it for long. */
-#define POLL_REST_MAX 10
-/* What is due within this part of the interval is polled together: a batch costs less than its keys
- * one by one. */
-#define POLL_GRAINS 16
+/*
+ * The budgets of polling: one for sessions with a claimed order and one for the others, so that
+ * neither keeps the other from being polled. Each is credited with a tenth of the connection's
+ * time, and each batch of polls is charged with the time that it took. What is not used in quiet
+ * seconds is kept, up to a bound that is enough for one quick round over twenty thousand sessions.
+ * A batch that was held up (by a lock, a slow disk) is charged with the bound of a charge, so that
+ * it does not stop polling for long.
+ */
+#define BUDGET_SHARE      10
+#define BUDGET_CREDIT_MAX (300 * USEC_PER_MS)
+#define BUDGET_CHARGE_MAX (100 * USEC_PER_MS)
 
-struct waiting {
-    void *watches; /* a tree by key, of tsearch(3): no choice of keys makes it slow */
-    size_t parked_count;
-    struct watch_list newcomers, finals, polls; /* finals: asked about once more */
-    struct heap alarms;
-    usec_t poll_interval;
-    usec_t rest_until; /* no polling before */
-    bool fresh_last;   /* the last batch was not of polls */
-    usec_t fresh_at;   /* when the last such batch was made up */
+/* Limit of a batch of polls of claimed orders: those who are about to pay wait for its end. */
+#define CLAIMED_BATCH_MAX 64
+/* Limit of a batch of polls while new requests arrive: each may have to wait for the whole batch.
+ */
+#define BUSY_BATCH_MAX 32
+/* New requests count as arriving for so long after a batch of them was sent. */
+#define BUSY_TIME (100 * USEC_PER_MS)
+
+TAILQ_HEAD(watch_list, watch);
+
+struct budget {
+    usec_t credit; /* at the time below; below 0: in debt */
+    usec_t at;
 };
 
-static int compare_keys(const void *left, const void *right)
+/* What a turn of the database connection is for. */
+enum turn {
+    TURN_FRESH, /* requests that ask */
+    TURN_CHECK,
+    TURN_POLL,
+};
+
+struct waiting {
+    usec_t check_interval, patience;
+    void *watches; /* a tree by key, of tsearch(3): no choice of keys makes it slow */
+    struct watch_list places[WATCH_AWAY]; /* watches by place, but for those in `polled` */
+    struct watch_list polled[WATCH_AWAY]; /* parked ones that were looked up at this version */
+    struct waiter_list outcomes;
+    size_t counts[WAITER_FAILED + 1]; /* waiters by state */
+    struct heap alarms;
+    usec_t stop_limit; /* see waiting_stop(); USEC_NEVER: not stopping */
+
+    uint64_t batch_number; /* of the batch under way, else of the last one */
+    enum session_question question;
+    enum watch_place last_polled; /* where the watches of the last poll came from */
+    size_t batch_count;
+    struct watch *batch[SESSION_BATCH_MAX]; /* of the batch under way */
+    usec_t sent_at;                         /* when it, or the check under way, was sent */
+
+    uint64_t version; /* of the database, as the last check found it */
+    usec_t check_due;
+    enum turn last_turn;
+    bool last_was_check; /* of the last two turns that were not TURN_FRESH, the later */
+    usec_t fresh_at;     /* when requests that ask were last asked about */
+    usec_t road;         /* what a statement takes that costs the database nothing */
+    struct budget budgets[WATCH_AWAY]; /* by place; of parked watches */
+};
+
+static int waiting_compare_keys(const void *left, const void *right)
 {
     const struct session_key *a = left, *b = right;
     int order = strcmp(a->session, b->session);
@@ -40,16 +77,21 @@ static int compare_keys(const void *left, const void *right)
     return order;
 }
 
-struct waiting *waiting_new(usec_t poll_interval)
+struct waiting *waiting_new(usec_t check_interval, usec_t patience)
 {
     struct waiting *waiting = calloc(1, sizeof *waiting);
 
     if (!waiting)
         return NULL;
-    waiting->poll_interval = poll_interval;
-    TAILQ_INIT(&waiting->newcomers);
-    TAILQ_INIT(&waiting->finals);
-    TAILQ_INIT(&waiting->polls);
+    waiting->check_interval = check_interval;
+    waiting->patience = patience;
+    waiting->stop_limit = USEC_NEVER;
+    waiting->road = USEC_NEVER;
+    for (int place = 0; place < WATCH_AWAY; place++) {
+        TAILQ_INIT(&waiting->places[place]);
+        TAILQ_INIT(&waiting->polled[place]);
+    }
+    TAILQ_INIT(&waiting->outcomes);
     return waiting;
 }
 
@@ -59,279 +101,503 @@ void waiting_free(struct waiting *waiting)
     free(waiting);
 }
 
-static struct watch *new_watch(const struct session_key *key)
+static struct watch *watch_new(const struct session_key *key)
 {
     size_t session = strlen(key->session) + 1;
     size_t url = strlen(key->url) + 1;
     size_t instance = strlen(key->instance) + 1;
     struct watch *watch = calloc(1, sizeof *watch + session + url + instance);
-    char *text = (char *)(watch + 1);
+    char *text;
 
     if (!watch)
         return NULL;
+    text = (char *)(watch + 1);
     watch->key.session = memcpy(text, key->session, session);
     watch->key.url = memcpy(text + session, key->url, url);
     watch->key.instance = memcpy(text + session + url, key->instance, instance);
-    TAILQ_INIT(&watch->asking);
-    TAILQ_INIT(&watch->parked);
+    for (int state = 0; state < WAITER_LISTS; state++)
+        TAILQ_INIT(&watch->waiters[state]);
+    watch->place = WATCH_AWAY;
     return watch;
 }
 
-/* The watch of a key, a new one if need be; NULL if out of memory. */
-static struct watch *find_watch(struct waiting *waiting, const struct session_key *key)
+/* The watch of a key, a new one if there is none; NULL if out of memory. */
+static struct watch *waiting_find_watch(struct waiting *waiting, const struct session_key *key)
 {
-    struct session_key **found = tfind(key, &waiting->watches, compare_keys);
+    struct session_key **found = tfind(key, &waiting->watches, waiting_compare_keys);
     struct watch *watch;
 
     if (found)
         return (struct watch *)*found;
-    watch = new_watch(key);
+    watch = watch_new(key);
     if (!watch)
         return NULL;
-    if (!tsearch(watch, &waiting->watches, compare_keys)) {
+    if (!tsearch(watch, &waiting->watches, waiting_compare_keys)) {
         free(watch);
         return NULL;
     }
     return watch;
 }
 
-static void unqueue(struct watch *watch)
+static void waiting_free_unused(struct waiting *waiting, struct watch *watch)
 {
-    if (watch->queued)
-        TAILQ_REMOVE(watch->queued, watch, queue);
-    watch->queued = NULL;
-}
-
-static void enqueue(struct watch *watch, struct watch_list *list)
-{
-    if (watch->queued == list)
+    if (watch->place != WATCH_AWAY || watch->outcomes > 0)
         return;
-    unqueue(watch);
-    TAILQ_INSERT_TAIL(list, watch, queue);
-    watch->queued = list;
-}
-
-static void unpoll(struct waiting *waiting, struct watch *watch)
-{
-    if (watch->polled)
-        TAILQ_REMOVE(&waiting->polls, watch, poll);
-    watch->polled = false;
-}
-
-/* Lets go of a watch that nobody waits for. */
-static void tidy(struct waiting *waiting, struct watch *watch)
-{
-    if (TAILQ_EMPTY(&watch->asking))
-        unqueue(watch);
-    if (TAILQ_EMPTY(&watch->parked))
-        unpoll(waiting, watch);
-    if (watch->in_batch || !TAILQ_EMPTY(&watch->asking) || !TAILQ_EMPTY(&watch->parked))
-        return;
-    tdelete(watch, &waiting->watches, compare_keys);
+    tdelete(watch, &waiting->watches, waiting_compare_keys);
     free(watch->order_id);
     free(watch);
 }
 
-static void enter(struct waiting *waiting, struct waiter *waiter, enum waiter_state state)
+static bool watch_has(const struct watch *watch, enum waiter_state state)
 {
-    waiter->state = state;
-    if (state == WAITER_PARKED) {
-        TAILQ_INSERT_TAIL(&waiter->watch->parked, waiter, link);
-        waiting->parked_count++;
-    } else {
-        TAILQ_INSERT_TAIL(&waiter->watch->asking, waiter, link);
-    }
+    return !TAILQ_EMPTY(&watch->waiters[state]);
 }
 
-static void leave(struct waiting *waiting, struct waiter *waiter)
+/* The place that the waiters of a watch call for when it is not in the batch. */
+static enum watch_place watch_proper_place(const struct watch *watch)
 {
-    if (waiter->state == WAITER_PARKED) {
-        TAILQ_REMOVE(&waiter->watch->parked, waiter, link);
-        waiting->parked_count--;
-    } else {
-        TAILQ_REMOVE(&waiter->watch->asking, waiter, link);
-    }
+    if (watch_has(watch, WAITER_NEW))
+        return WATCH_NEWCOMERS;
+    if (watch_has(watch, WAITER_LAST))
+        return WATCH_LASTS;
+    if (watch_has(watch, WAITER_PARKED))
+        return watch->claimed ? WATCH_CLAIMED : WATCH_UNCLAIMED;
+    return WATCH_AWAY;
+}
+
+/* The list that a watch is in, by its place and its version. */
+static struct watch_list *waiting_watch_list(struct waiting *waiting, const struct watch *watch)
+{
+    bool parked = watch->place == WATCH_CLAIMED || watch->place == WATCH_UNCLAIMED;
+
+    if (parked && watch->version == waiting->version)
+        return &waiting->polled[watch->place];
+    return &waiting->places[watch->place];
+}
+
+/* The one place where a watch moves. */
+static void waiting_move_watch(struct waiting *waiting, struct watch *watch, enum watch_place place)
+{
+    if (watch->place == place)
+        return;
+    if (watch->place != WATCH_AWAY)
+        TAILQ_REMOVE(waiting_watch_list(waiting, watch), watch, link);
+    watch->place = place;
+    if (place != WATCH_AWAY)
+        TAILQ_INSERT_TAIL(waiting_watch_list(waiting, watch), watch, link);
+}
+
+/* The database has changed: whatever was looked up before has to be polled. */
+static void waiting_set_version(struct waiting *waiting, uint64_t version)
+{
+    if (version == waiting->version)
+        return;
+    waiting->version = version;
+    TAILQ_CONCAT(&waiting->places[WATCH_CLAIMED], &waiting->polled[WATCH_CLAIMED], link);
+    TAILQ_CONCAT(&waiting->places[WATCH_UNCLAIMED], &waiting->polled[WATCH_UNCLAIMED], link);
+}
+
+static struct waiter_list *waiting_list_of(struct waiting *waiting, struct waiter *waiter)
+{
+    return waiter->state < WAITER_LISTS ? &waiter->watch->waiters[waiter->state]
+                                        : &waiting->outcomes;
+}
+
+static void waiting_enter(struct waiting *waiting, struct waiter *waiter, enum waiter_state state)
+{
+    waiter->state = state;
+    TAILQ_INSERT_TAIL(waiting_list_of(waiting, waiter), waiter, link);
+    waiter->watch->outcomes += state >= WAITER_LISTS;
+    waiting->counts[state]++;
+    /* A batch that is under way was sent too early to answer one that asks only now. */
+    if (state == WAITER_NEW || state == WAITER_LAST)
+        waiter->batch = waiting->batch_number + 1;
+    if (state == WAITER_KNOWN || state == WAITER_FAILED)
+        heap_remove(&waiting->alarms, &waiter->alarm);
+}
+
+static void waiting_leave(struct waiting *waiting, struct waiter *waiter)
+{
+    TAILQ_REMOVE(waiting_list_of(waiting, waiter), waiter, link);
+    waiter->watch->outcomes -= waiter->state >= WAITER_LISTS;
+    waiting->counts[waiter->state]--;
+}
+
+static void waiting_place_watch(struct waiting *waiting, struct watch *watch)
+{
+    if (watch->place != WATCH_IN_BATCH)
+        waiting_move_watch(waiting, watch, watch_proper_place(watch));
+}
+
+/* The one place where a waiter that stays changes its state. */
+static void waiting_set_state(
+    struct waiting *waiting, struct waiter *waiter, enum waiter_state state)
+{
+    waiting_leave(waiting, waiter);
+    waiting_enter(waiting, waiter, state);
+    waiting_place_watch(waiting, waiter->watch);
 }
 
 bool waiting_add(struct waiting *waiting, struct waiter *waiter, const struct session_key *key,
-    usec_t deadline, usec_t alarm)
+    usec_t deadline, usec_t now)
 {
-    waiter->watch = find_watch(waiting, key);
+    waiter->watch = waiting_find_watch(waiting, key);
     if (!waiter->watch)
         return false;
-    if (!heap_add(&waiting->alarms, &waiter->alarm, alarm)) {
-        tidy(waiting, waiter->watch);
+    if (!heap_add(&waiting->alarms, &waiter->alarm, now + waiting->patience)) {
+        waiting_free_unused(waiting, waiter->watch);
         return false;
     }
     waiter->deadline = deadline;
-    enter(waiting, waiter, WAITER_ASKING);
-    enqueue(waiter->watch, &waiting->newcomers);
+    waiting_enter(waiting, waiter, WAITER_NEW);
+    waiting_place_watch(waiting, waiter->watch);
     return true;
 }
 
 void waiting_remove(struct waiting *waiting, struct waiter *waiter)
 {
     heap_remove(&waiting->alarms, &waiter->alarm);
-    leave(waiting, waiter);
-    tidy(waiting, waiter->watch);
-}
-
-void waiting_ask(struct waiting *waiting, struct waiter *waiter, usec_t alarm)
-{
-    leave(waiting, waiter);
-    enter(waiting, waiter, WAITER_ASKING);
-    if (!waiter->watch->queued)
-        enqueue(waiter->watch, &waiting->finals);
-    heap_move(&waiting->alarms, &waiter->alarm, alarm);
+    waiting_leave(waiting, waiter);
+    waiting_place_watch(waiting, waiter->watch);
+    waiting_free_unused(waiting, waiter->watch);
 }
 
 void waiting_park(struct waiting *waiting, struct waiter *waiter)
 {
-    leave(waiting, waiter);
-    enter(waiting, waiter, WAITER_PARKED);
     heap_move(&waiting->alarms, &waiter->alarm, waiter->deadline);
-}
-
-static struct waiter *waiter_of(struct heap_node *node)
-{
-    return (struct waiter *)((char *)node - offsetof(struct waiter, alarm));
-}
-
-struct waiter *waiting_alarm(struct waiting *waiting, usec_t now)
-{
-    struct heap_node *first = heap_first(&waiting->alarms);
-
-    return first && first->due <= now ? waiter_of(first) : NULL;
-}
-
-void waiting_set_alarm(struct waiting *waiting, struct waiter *waiter, usec_t alarm)
-{
-    heap_move(&waiting->alarms, &waiter->alarm, alarm);
-}
-
-usec_t waiting_alarm_due(const struct waiting *waiting)
-{
-    const struct heap_node *first = heap_first(&waiting->alarms);
-
-    return first ? first->due : USEC_NEVER;
-}
-
-struct waiter *waiting_any_parked(struct waiting *waiting)
-{
-    struct watch *watch = TAILQ_FIRST(&waiting->polls);
-
-    return watch ? TAILQ_FIRST(&watch->parked) : NULL;
+    waiting_set_state(waiting, waiter, WAITER_PARKED);
 }
 
 size_t waiting_parked(const struct waiting *waiting)
 {
-    return waiting->parked_count;
+    return waiting->counts[WAITER_PARKED];
 }
 
-static void take(struct waiting *waiting, struct watch *watch)
+static usec_t budget_credit(const struct budget *budget, usec_t now)
 {
-    struct waiter *waiter;
-
-    unqueue(watch);
-    unpoll(waiting, watch);
-    watch->in_batch = true;
-    TAILQ_FOREACH(waiter, &watch->asking, link)
-    waiter->state = WAITER_ASKED;
+    return usec_min(budget->credit + (now - budget->at) / BUDGET_SHARE, BUDGET_CREDIT_MAX);
 }
 
-/* When the watch that was looked up first is to be polled; USEC_NEVER if none is parked. */
-static usec_t poll_due(const struct waiting *waiting)
+static void budget_charge(struct budget *budget, usec_t work, usec_t now)
 {
-    const struct watch *first = TAILQ_FIRST(&waiting->polls);
-    usec_t grain = usec_max(waiting->poll_interval / POLL_GRAINS, 1);
-    usec_t due;
+    usec_t left = budget_credit(budget, now) - usec_min(work, BUDGET_CHARGE_MAX);
 
-    if (!first)
+    budget->credit = usec_max(left, -BUDGET_CHARGE_MAX);
+    budget->at = now;
+}
+
+/* When there is credit. */
+static usec_t budget_due(const struct budget *budget)
+{
+    return budget->credit > 0 ? 0 : budget->at + (1 - budget->credit) * BUDGET_SHARE;
+}
+
+/* When the watches of a place of parked ones may be polled; USEC_NEVER if none has to be. */
+static usec_t waiting_place_due(const struct waiting *waiting, enum watch_place place)
+{
+    if (TAILQ_EMPTY(&waiting->places[place]))
         return USEC_NEVER;
-    due = (first->looked_up + waiting->poll_interval + grain - 1) / grain * grain;
-    return usec_max(due, waiting->rest_until);
+    return budget_due(&waiting->budgets[place]);
 }
 
-static size_t take_list(
-    struct waiting *waiting, struct watch_list *list, struct watch **batch, size_t max)
+static usec_t waiting_poll_due(const struct waiting *waiting)
 {
-    size_t count = 0;
+    return usec_min(
+        waiting_place_due(waiting, WATCH_CLAIMED), waiting_place_due(waiting, WATCH_UNCLAIMED));
+}
 
-    for (; count < max && !TAILQ_EMPTY(list); count++) {
-        batch[count] = TAILQ_FIRST(list);
-        take(waiting, batch[count]);
+static bool waiting_anybody_asks(const struct waiting *waiting)
+{
+    return !TAILQ_EMPTY(&waiting->places[WATCH_NEWCOMERS]) ||
+           !TAILQ_EMPTY(&waiting->places[WATCH_LASTS]);
+}
+
+static void waiting_start_batch(struct waiting *waiting, enum session_question question, usec_t now)
+{
+    waiting->batch_number++;
+    waiting->batch_count = 0;
+    waiting->question = question;
+    waiting->sent_at = now;
+}
+
+/* Moves watches from a place into the batch, until it has max. */
+static void waiting_fill_batch(struct waiting *waiting, enum watch_place place, size_t max)
+{
+    struct watch *watch;
+
+    while (waiting->batch_count < max && (watch = TAILQ_FIRST(&waiting->places[place]))) {
+        waiting->batch[waiting->batch_count++] = watch;
+        waiting_move_watch(waiting, watch, WATCH_IN_BATCH);
     }
-    return count;
 }
 
-static size_t take_fresh(struct waiting *waiting, struct watch **batch, size_t max, usec_t now)
+static void waiting_take_fresh(struct waiting *waiting, usec_t now)
 {
-    /* However many newcomers there are, some room is left for the others. */
-    size_t reserved = TAILQ_EMPTY(&waiting->finals) ? 0 : max / 4;
-    size_t count = take_list(waiting, &waiting->newcomers, batch, max - reserved);
+    bool lasts = !TAILQ_EMPTY(&waiting->places[WATCH_LASTS]);
 
+    waiting_start_batch(waiting, QUESTION_EVERYTHING, now);
     waiting->fresh_at = now;
-    return count + take_list(waiting, &waiting->finals, batch + count, max - count);
+    /* However many new requests there are, some room is left for the others. */
+    waiting_fill_batch(
+        waiting, WATCH_NEWCOMERS, lasts ? SESSION_BATCH_MAX * 3 / 4 : SESSION_BATCH_MAX);
+    waiting_fill_batch(waiting, WATCH_LASTS, SESSION_BATCH_MAX);
+    waiting_fill_batch(waiting, WATCH_NEWCOMERS, SESSION_BATCH_MAX);
 }
 
-static size_t take_polls(struct waiting *waiting, struct watch **batch, size_t max, usec_t now)
+/* Those about to pay go first, but where both kinds are due they take turns. */
+static enum watch_place waiting_choose_polls(const struct waiting *waiting, usec_t now)
 {
-    size_t count = 0;
+    bool claimed = waiting_place_due(waiting, WATCH_CLAIMED) <= now;
+    bool unclaimed = waiting_place_due(waiting, WATCH_UNCLAIMED) <= now;
 
-    if (now - waiting->fresh_at < BUSY_TIME && max > POLL_BATCH_BUSY)
-        max = POLL_BATCH_BUSY;
-    for (; count < max && poll_due(waiting) <= now; count++) {
-        batch[count] = TAILQ_FIRST(&waiting->polls);
-        take(waiting, batch[count]);
+    if (claimed && unclaimed)
+        return waiting->last_polled == WATCH_CLAIMED ? WATCH_UNCLAIMED : WATCH_CLAIMED;
+    return claimed ? WATCH_CLAIMED : WATCH_UNCLAIMED;
+}
+
+static void waiting_take_polls(struct waiting *waiting, usec_t now)
+{
+    enum watch_place place = waiting_choose_polls(waiting, now);
+    size_t max = place == WATCH_CLAIMED ? CLAIMED_BATCH_MAX : SESSION_BATCH_MAX;
+
+    if (now - waiting->fresh_at < BUSY_TIME)
+        max = BUSY_BATCH_MAX;
+    waiting->last_polled = place;
+    waiting_start_batch(waiting, QUESTION_PAYMENT, now);
+    waiting_fill_batch(waiting, place, max);
+}
+
+static void waiting_copy_batch(const struct waiting *waiting, struct waiting_batch *batch)
+{
+    batch->question = waiting->question;
+    batch->count = waiting->batch_count;
+    for (size_t i = 0; i < batch->count; i++)
+        batch->keys[i] = &waiting->batch[i]->key;
+}
+
+static bool waiting_check_is_due(const struct waiting *waiting, usec_t now)
+{
+    return waiting_parked(waiting) > 0 && waiting->check_due <= now;
+}
+
+/* Whose turn it is: requests that ask, but every other turn is for checks and polls, and of these
+ * every other one for polls, where there are any. False if there is nothing to do. */
+static bool waiting_choose_turn(struct waiting *waiting, enum turn *turn, usec_t now)
+{
+    bool check = waiting_check_is_due(waiting, now);
+    bool poll = waiting_poll_due(waiting) <= now;
+
+    if (waiting_anybody_asks(waiting) && !((check || poll) && waiting->last_turn == TURN_FRESH))
+        *turn = TURN_FRESH;
+    else if (check && !(poll && waiting->last_was_check))
+        *turn = TURN_CHECK;
+    else if (poll)
+        *turn = TURN_POLL;
+    else
+        return false;
+    waiting->last_turn = *turn;
+    if (*turn != TURN_FRESH)
+        waiting->last_was_check = *turn == TURN_CHECK;
+    return true;
+}
+
+enum waiting_step waiting_next(struct waiting *waiting, struct waiting_batch *batch, usec_t now)
+{
+    enum turn turn;
+
+    if (!waiting_choose_turn(waiting, &turn, now))
+        return WAITING_NOTHING;
+    switch (turn) {
+    case TURN_FRESH:
+        waiting_take_fresh(waiting, now);
+        break;
+    case TURN_CHECK:
+        waiting->sent_at = now;
+        return WAITING_CHECK;
+    case TURN_POLL:
+        waiting_take_polls(waiting, now);
+        break;
     }
-    return count;
+    waiting_copy_batch(waiting, batch);
+    return WAITING_BATCH;
 }
 
-static bool anybody_asks(const struct waiting *waiting)
+usec_t waiting_due(const struct waiting *waiting, usec_t now)
 {
-    return !TAILQ_EMPTY(&waiting->newcomers) || !TAILQ_EMPTY(&waiting->finals);
+    usec_t due = waiting_poll_due(waiting);
+
+    if (waiting_anybody_asks(waiting))
+        return now;
+    if (waiting_parked(waiting) > 0)
+        due = usec_min(due, waiting->check_due);
+    return due;
 }
 
-size_t waiting_take(
-    struct waiting *waiting, struct watch **batch, size_t max, bool *fresh, usec_t now)
+void waiting_checked(struct waiting *waiting, uint64_t version, usec_t now)
 {
-    bool polls = poll_due(waiting) <= now;
+    usec_t took = now - waiting->sent_at;
 
-    *fresh = anybody_asks(waiting) && !(polls && waiting->fresh_last);
-    waiting->fresh_last = *fresh;
-    return *fresh ? take_fresh(waiting, batch, max, now) : take_polls(waiting, batch, max, now);
+    waiting_set_version(waiting, version);
+    /* The shortest of late: falls at once, rises slowly. */
+    if (took < waiting->road)
+        waiting->road = took;
+    else
+        waiting->road += usec_min(took - waiting->road, waiting->check_interval) / 16;
+    /* Where the road is long, half of the time at least belongs to others. */
+    waiting->check_due = usec_max(waiting->sent_at + waiting->check_interval, now + waiting->road);
 }
 
-usec_t waiting_take_due(const struct waiting *waiting)
+static bool watch_learn(struct watch *watch, const struct session_answer *answer)
 {
-    return anybody_asks(waiting) ? 0 : poll_due(waiting);
-}
+    char *order_id = answer->order_id ? strdup(answer->order_id) : NULL;
 
-void waiting_learn(struct watch *watch, enum session_status status, const char *order_id)
-{
-    watch->known = status;
+    if (answer->order_id && !order_id)
+        return false;
     free(watch->order_id);
-    watch->order_id = order_id ? strdup(order_id) : NULL;
+    watch->order_id = order_id;
+    watch->status = answer->status;
+    return true;
 }
 
-void waiting_settle(struct waiting *waiting, struct watch *watch, usec_t now)
+/* Moves the waiters in one state that the batch under way can answer on to another state. */
+static void waiting_move_asked(
+    struct waiting *waiting, struct watch *watch, enum waiter_state from, enum waiter_state to)
 {
     struct waiter *waiter;
 
-    watch->in_batch = false;
-    watch->looked_up = now;
-    TAILQ_FOREACH(waiter, &watch->asking, link)
-    waiter->state = WAITER_ASKING;
-    if (!TAILQ_EMPTY(&watch->asking) && !watch->queued)
-        enqueue(watch, &waiting->newcomers);
-    if (!TAILQ_EMPTY(&watch->parked) && !watch->polled) {
-        TAILQ_INSERT_TAIL(&waiting->polls, watch, poll);
-        watch->polled = true;
-    }
-    tidy(waiting, watch);
+    while ((waiter = TAILQ_FIRST(&watch->waiters[from])) && waiter->batch <= waiting->batch_number)
+        waiting_set_state(waiting, waiter, to);
 }
 
-void waiting_charge(struct waiting *waiting, usec_t took, usec_t now)
+/* New requests that were looked up and are not paid: those that have time, and room, are to be
+ * parked. */
+static void waiting_settle_new(
+    struct waiting *waiting, struct watch *watch, size_t park_limit, usec_t now)
 {
-    waiting->rest_until = now + usec_min(took * POLL_REST, waiting->poll_interval * POLL_REST_MAX);
+    struct waiter *waiter;
+
+    while ((waiter = TAILQ_FIRST(&watch->waiters[WAITER_NEW])) &&
+           waiter->batch <= waiting->batch_number) {
+        bool room = waiting->counts[WAITER_PARKED] + waiting->counts[WAITER_SETTLED] < park_limit;
+        bool time = waiter->deadline > now && waiting->stop_limit == USEC_NEVER;
+
+        waiting_set_state(waiting, waiter, room && time ? WAITER_SETTLED : WAITER_KNOWN);
+    }
+}
+
+static void waiting_settle_watch(struct waiting *waiting, struct watch *watch,
+    const struct session_answer *answer, size_t park_limit, usec_t now)
+{
+    bool everything = waiting->question == QUESTION_EVERYTHING;
+    bool final =
+        answer->status == SESSION_PAID || (everything && answer->status == SESSION_NO_INSTANCE);
+    /* A poll says nothing of unclaimed orders, of which one that is known may be newer. */
+    bool news = answer->status == SESSION_UNPAID && watch->status == SESSION_UNKNOWN;
+
+    if ((everything || final || news) && !watch_learn(watch, answer))
+        return; /* out of memory: asked about again */
+    watch->version = waiting->version;
+    watch->claimed = answer->claimed;
+    if (final) {
+        waiting_move_asked(waiting, watch, WAITER_NEW, WAITER_KNOWN);
+        waiting_move_asked(waiting, watch, WAITER_PARKED, WAITER_KNOWN);
+        waiting_move_asked(waiting, watch, WAITER_LAST, WAITER_KNOWN);
+    } else if (everything) {
+        waiting_settle_new(waiting, watch, park_limit, now);
+        waiting_move_asked(waiting, watch, WAITER_LAST, WAITER_KNOWN);
+    }
+}
+
+static void waiting_end_batch(struct waiting *waiting)
+{
+    for (size_t i = 0; i < waiting->batch_count; i++) {
+        struct watch *watch = waiting->batch[i];
+
+        waiting_move_watch(waiting, watch, watch_proper_place(watch));
+        waiting_free_unused(waiting, watch);
+    }
+    waiting->batch_count = 0;
+}
+
+void waiting_settle(
+    struct waiting *waiting, const struct session_answer *answers, size_t park_limit, usec_t now)
+{
+    if (waiting->question == QUESTION_PAYMENT)
+        budget_charge(&waiting->budgets[waiting->last_polled],
+            usec_max(now - waiting->sent_at - waiting->road, 0), now);
+    for (size_t i = 0; i < waiting->batch_count; i++)
+        waiting_settle_watch(waiting, waiting->batch[i], &answers[i], park_limit, now);
+    waiting_end_batch(waiting);
+}
+
+void waiting_failed(struct waiting *waiting)
+{
+    waiting_end_batch(waiting);
+}
+
+static struct waiter *waiting_waiter_of(struct heap_node *node)
+{
+    return (struct waiter *)((char *)node - offsetof(struct waiter, alarm));
+}
+
+/* The time of a waiter's state is over. */
+static void waiting_expire_waiter(struct waiting *waiting, struct waiter *waiter)
+{
+    bool stopping = waiting->stop_limit != USEC_NEVER;
+
+    switch (waiter->state) {
+    case WAITER_PARKED:
+        heap_move(&waiting->alarms, &waiter->alarm, waiter->deadline + waiting->patience);
+        waiting_set_state(waiting, waiter, WAITER_LAST);
+        break;
+    case WAITER_LAST:
+        waiting_set_state(waiting, waiter, stopping ? WAITER_KNOWN : WAITER_FAILED);
+        break;
+    case WAITER_NEW:
+        waiting_set_state(waiting, waiter, WAITER_FAILED);
+        break;
+    case WAITER_SETTLED:
+        waiting_set_state(waiting, waiter, WAITER_KNOWN);
+        break;
+    case WAITER_KNOWN:
+    case WAITER_FAILED:
+        break; /* they have no alarm */
+    }
+}
+
+void waiting_expire(struct waiting *waiting, usec_t now)
+{
+    struct heap_node *first;
+
+    while (
+        (first = heap_first(&waiting->alarms)) && (first->due <= now || waiting->stop_limit <= now))
+        waiting_expire_waiter(waiting, waiting_waiter_of(first));
+}
+
+usec_t waiting_expire_due(const struct waiting *waiting)
+{
+    const struct heap_node *first = heap_first(&waiting->alarms);
+
+    return first ? usec_min(first->due, waiting->stop_limit) : USEC_NEVER;
+}
+
+void waiting_stop(struct waiting *waiting, usec_t limit)
+{
+    waiting->stop_limit = limit;
+    /* From the end, since an alarm that is put off moves towards it. */
+    for (size_t i = waiting->alarms.count; i-- > 0;) {
+        struct waiter *waiter = waiting_waiter_of(waiting->alarms.nodes[i]);
+
+        if (waiter->state != WAITER_PARKED && waiter->state != WAITER_LAST)
+            continue;
+        if (waiter->state == WAITER_PARKED)
+            waiting_set_state(waiting, waiter, WAITER_LAST);
+        if (waiter->alarm.due < limit)
+            heap_move(&waiting->alarms, &waiter->alarm, limit);
+    }
+}
+
+struct waiter *waiting_outcome(struct waiting *waiting)
+{
+    return TAILQ_FIRST(&waiting->outcomes);
 }

@@ -4,6 +4,7 @@
 
 #include <stdbool.h>
 #include <stddef.h>
+#include <stdint.h>
 #include <sys/queue.h>
 
 #include "clock.h"
@@ -11,101 +12,150 @@
 #include "session.h"
 
 /*
- * Who waits for an answer from the database: new requests, which are asked about in the next batch,
- * and parked ones, which are asked about every poll interval. Those with the same key share a
- * watch, and one lookup.
+ * Who waits for an answer from the database, what the database is asked next, and who is answered:
+ * the whole policy, without any I/O.
+ *
+ * A waiter is one request. Waiters with the same key share a watch, and with it each lookup. The
+ * caller asks waiting_next() what to send, reports what came of it, and then takes the outcomes
+ * from waiting_outcome() until there is none. A request is only ever answered by a batch that was
+ * sent after the request had asked.
+ *
+ * The rules:
+ *  - New requests go first. Those that ask a last time have a quarter of a batch, and checks and
+ *    polls every other turn, which they share, however many new requests there are.
+ *  - Parked requests are polled only after the database has changed, which a small check finds out
+ *    every check interval. Sessions with a claimed order go first: they are about to be paid.
+ *  - Polling may take a tenth of the database connection's time for sessions with a claimed order,
+ *    and a tenth for the others, on average: see the budgets in waiting.c.
+ *  - A request waits for the database at most for its patience: from its arrival, or, once it has
+ *    been parked, from its deadline.
  */
 struct waiting;
 
+/* The states of a request. waiting_set_state() in waiting.c makes every transition:
+ *
+ *     NEW ──looked up──► SETTLED ──waiting_park()──► PARKED ──deadline, stop──► LAST
+ *      │                    │                          │                         │
+ *      └─► FAILED           └─► KNOWN ◄────paid────────┴────────looked up────────┤
+ *                                                                     FAILED ◄───┘
+ */
 enum waiter_state {
-    WAITER_ASKING, /* to be looked up in the next batch */
-    WAITER_ASKED,  /* in the batch that is under way */
-    WAITER_PARKED, /* has time until its deadline */
+    WAITER_NEW,     /* asks for its first lookup; in the watch's list of this state */
+    WAITER_PARKED,  /* looked up, not paid, has time until its deadline; likewise */
+    WAITER_LAST,    /* was parked, asks for a last lookup; likewise */
+    WAITER_SETTLED, /* looked up, not paid, has time: an outcome, to be parked or answered */
+    WAITER_KNOWN,   /* an outcome: to be answered with what its watch knows */
+    WAITER_FAILED,  /* an outcome: the database gave no answer in time */
 };
 
-/* One request; embed it. */
+/* The states in which a waiter is in a list of its watch. */
+#define WAITER_LISTS (WAITER_LAST + 1)
+
+/* One request; embed it. Callers only read. */
 struct waiter {
-    TAILQ_ENTRY(waiter) link; /* in one of the watch's lists, by state */
+    TAILQ_ENTRY(waiter) link; /* in the list of its state */
     struct watch *watch;
     enum waiter_state state;
-    usec_t deadline;        /* when a parked one wants its answer */
-    struct heap_node alarm; /* when somebody has to look after it, whatever its state */
+    uint64_t batch;         /* number of the first batch that can answer it */
+    usec_t deadline;        /* when the client wants its answer */
+    struct heap_node alarm; /* when this state has to end; not for KNOWN and FAILED */
 };
 
 TAILQ_HEAD(waiter_list, waiter);
 
-TAILQ_HEAD(watch_list, watch);
+/* Where a watch is. It is in one list: see waiting_watch_list() in waiting.c. */
+enum watch_place {
+    WATCH_NEWCOMERS, /* has a waiter that is NEW */
+    WATCH_LASTS,     /* has none, but one that is LAST */
+    WATCH_CLAIMED,   /* has parked waiters alone; a wallet has claimed an order */
+    WATCH_UNCLAIMED, /* has parked waiters alone; no wallet has, as far as is known */
+    WATCH_IN_BATCH,  /* the batch under way asks about it */
+    WATCH_AWAY,      /* has no waiter in its lists: goes when its last outcome is taken */
+};
 
 /* One key and all who wait for it. Callers only read. */
 struct watch {
-    struct session_key key;    /* first: watches are sorted by it */
-    struct waiter_list asking; /* WAITER_ASKING and WAITER_ASKED */
-    struct waiter_list parked; /* WAITER_PARKED */
-    bool in_batch;             /* the batch under way asks about it */
-    bool polled;               /* it is among those to be polled */
-    struct watch_list *queued; /* the list of those to be asked about that it is in; NULL: none */
-    TAILQ_ENTRY(watch) queue;  /* those with WAITER_ASKING */
-    TAILQ_ENTRY(watch) poll;   /* those with WAITER_PARKED, in the order of looked_up */
-    usec_t looked_up;          /* when it was last in a batch */
-    enum session_status known; /* what the last lookup of everything found, */
-    char *order_id;            /* NULL if no order */
+    struct session_key key; /* first: watches are sorted by it */
+    struct waiter_list waiters[WAITER_LISTS];
+    size_t outcomes; /* waiters whose outcome has not been taken */
+    enum watch_place place;
+    TAILQ_ENTRY(watch) link; /* in its list */
+    uint64_t version;        /* the database's, as known before the last lookup of this key */
+    bool claimed;            /* what the last lookup said, */
+    /* and what is known, mostly from the last one that asked everything: */
+    enum session_status status;
+    char *order_id; /* NULL if no order */
 };
 
-/* poll_interval: the shortest time between two lookups of a parked request. NULL if out of memory.
- */
-struct waiting *waiting_new(usec_t poll_interval);
+/* What the caller is to send to the database. */
+enum waiting_step {
+    WAITING_NOTHING, /* nothing to ask yet: see waiting_due() */
+    WAITING_CHECK,   /* whether the database has changed: report by waiting_checked() */
+    WAITING_BATCH,   /* the batch: report by waiting_settle() */
+};
 
-/* Frees it; nobody waits any more. */
+/* The keys of a batch, which live until its end is reported. */
+struct waiting_batch {
+    enum session_question question;
+    size_t count;
+    const struct session_key *keys[SESSION_BATCH_MAX];
+};
+
+/* check_interval: time between two checks for changes; patience: how long a request waits for the
+ * database. Microseconds, both over 0. NULL if out of memory. */
+struct waiting *waiting_new(usec_t check_interval, usec_t patience);
+
+/* Frees it. All waiters have been removed. */
 void waiting_free(struct waiting *waiting);
 
-/* A new request, WAITER_ASKING. The key is copied. False if out of memory. */
+/* A new request, which becomes NEW. It may wait until its deadline: now, or earlier, means that it
+ * is answered as soon as the database has been asked. The key is copied. False if out of memory. */
 bool waiting_add(struct waiting *waiting, struct waiter *waiter, const struct session_key *key,
-    usec_t deadline, usec_t alarm);
+    usec_t deadline, usec_t now);
 
-/* The request waits no more. Its watch goes with the last one, unless it is in the batch. */
+/* The request leaves, in whatever state: it was answered, or its client has gone. */
 void waiting_remove(struct waiting *waiting, struct waiter *waiter);
 
-/* A parked request is to be looked up once more. New requests go before it. */
-void waiting_ask(struct waiting *waiting, struct waiter *waiter, usec_t alarm);
-
-/* A request that has been looked up is parked until its deadline. */
+/* A waiter that is SETTLED becomes PARKED. The other way to deal with it is to answer it with what
+ * its watch knows. */
 void waiting_park(struct waiting *waiting, struct waiter *waiter);
 
-/* The first request whose alarm is due, NULL if there is none; it stays so until it is moved. */
-struct waiter *waiting_alarm(struct waiting *waiting, usec_t now);
-void waiting_set_alarm(struct waiting *waiting, struct waiter *waiter, usec_t alarm);
-usec_t waiting_alarm_due(const struct waiting *waiting);
-
-/* A parked request whose watch is not in the batch, NULL if there is none. */
-struct waiter *waiting_any_parked(struct waiting *waiting);
-
-/* How many are parked. */
+/* How many waiters are PARKED. */
 size_t waiting_parked(const struct waiting *waiting);
 
-/*
- * Makes up the next batch, of at most max watches: *fresh says whether of those with requests that
- * ask for a lookup of everything, new requests first, or of those due for polling. The former go
- * first, but if there are always some, the latter have every other batch, a small one. Returns how
- * many. Each has to be given back by waiting_settle() before the next batch.
- */
-size_t waiting_take(
-    struct waiting *waiting, struct watch **batch, size_t max, bool *fresh, usec_t now);
+/* What to ask now that the database connection is free. Each check or batch has to be reported
+ * before the next call. */
+enum waiting_step waiting_next(struct waiting *waiting, struct waiting_batch *batch, usec_t now);
 
-/* When waiting_take() has something to take; 0 if it has at once, USEC_NEVER if there is nothing.
- */
-usec_t waiting_take_due(const struct waiting *waiting);
+/* When waiting_next() has something to ask; USEC_NEVER if nobody waits. */
+usec_t waiting_due(const struct waiting *waiting, usec_t now);
 
-/* Remembers what a lookup of everything found. order_id is copied; NULL if there is none. */
-void waiting_learn(struct watch *watch, enum session_status status, const char *order_id);
+/* The check came back: version is the number of the database's state. The same number as before
+ * means that no lookup would find anything new. */
+void waiting_checked(struct waiting *waiting, uint64_t version, usec_t now);
 
-/* The batch is over for this watch. Requests that were not answered and not parked are asked about
- * again in the next one. The watch is gone after this if nobody waits for it. */
-void waiting_settle(struct waiting *waiting, struct watch *watch, usec_t now);
+/* The batch came back, with an answer for each of its keys, in their order. No more than park_limit
+ * waiters will be parked; those beyond it are answered with what is known. */
+void waiting_settle(
+    struct waiting *waiting, const struct session_answer *answers, size_t park_limit, usec_t now);
 
-/* A batch of polls is over, and took the database so long. The next one has to wait nine times as
- * long, but no more than ten poll intervals: polling takes at most a tenth of the time. What
- * becomes due meanwhile makes the next batch larger, so where there is much to poll the interval
- * stretches. */
-void waiting_charge(struct waiting *waiting, usec_t took, usec_t now);
+/* The check or batch under way, if there is one, has no answer: its keys are asked about again. */
+void waiting_failed(struct waiting *waiting);
+
+/* Deals with every waiter whose state has to end by now: deadlines and the end of patience. One
+ * that is SETTLED becomes KNOWN. */
+void waiting_expire(struct waiting *waiting, usec_t now);
+
+/* When waiting_expire() has something to do; USEC_NEVER if nobody waits. */
+usec_t waiting_expire_due(const struct waiting *waiting);
+
+/* From now on nobody is parked. All parked waiters ask a last time, and who has no answer at the
+ * limit (a point in time) is answered with what the last lookup knew, or has FAILED if there was
+ * none. Outcomes have been taken before. */
+void waiting_stop(struct waiting *waiting, usec_t limit);
+
+/* The next waiter whose state is SETTLED, KNOWN or FAILED, NULL if there is none. The caller
+ * answers and removes it, or parks it, before it calls this again. */
+struct waiter *waiting_outcome(struct waiting *waiting);
 
 #endif

@@ -18,9 +18,9 @@
 
 #define EVENTS_AT_ONCE 256
 #define ACCEPT_AT_ONCE 64
-/* A request that waits on a busy database is looked after so often. */
-#define RECHECK (100 * USEC_PER_MS)
-/* How long open requests have to end after SIGTERM. */
+/* After SIGTERM: how long the database may take to say a last time how it stands, */
+#define STOP_ASK (USEC_PER_SEC)
+/* and when a connection that is still open is closed. */
 #define STOP_GRACE (1500 * USEC_PER_MS)
 
 /* A request that needs the database. */
@@ -36,34 +36,27 @@ struct worker {
     struct acceptor *acceptor;
     struct lookup *lookup;
     struct waiting *waiting;
-    struct watch *batch[LOOKUP_BATCH_MAX]; /* the one under way */
-    size_t batch_count;
-    bool batch_fresh; /* it asks for everything, not only for payment */
-    usec_t batch_sent;
-    usec_t stop_due; /* when to be gone; USEC_NEVER: not stopping */
+    usec_t stop_due; /* when to end at the latest; USEC_NEVER: not stopping */
     char space[QUERY_SPACE];
 };
 
 /* Set by the signal handler, which runs only while the loop sleeps. */
-static volatile sig_atomic_t stop_asked;
+static volatile sig_atomic_t worker_stop_asked;
 
-static void on_stop(int signal)
+static void worker_on_stop(int signal)
 {
     (void)signal;
-    stop_asked = 1;
+    worker_stop_asked = 1;
 }
 
-static bool is_stopping(const struct worker *worker)
+static bool worker_is_stopping(const struct worker *worker)
 {
     return worker->stop_due != USEC_NEVER;
 }
 
-static void reply(
-    struct connection *connection, enum reply_kind kind, const char *text, bool head, usec_t now)
+/* Sends an answer, and frees it; NULL: there was no memory for it. */
+static void worker_send(struct connection *connection, char *bytes, size_t length, usec_t now)
 {
-    size_t length;
-    char *bytes = reply_make(kind, text, head, &length);
-
     if (bytes)
         connection_reply(connection, bytes, length, now);
     else
@@ -71,8 +64,17 @@ static void reply(
     free(bytes);
 }
 
-/* Ends a request that waits: it leaves its place and its connection is free to be answered. */
-static struct connection *end_request(struct worker *worker, struct request *request)
+static void worker_reply(
+    struct connection *connection, enum reply_kind kind, const char *text, bool head, usec_t now)
+{
+    size_t length;
+    char *bytes = reply_make(kind, text, head, &length);
+
+    worker_send(connection, bytes, length, now);
+}
+
+/* Ends a request that waits. Its connection is free to be answered. */
+static struct connection *worker_end_request(struct worker *worker, struct request *request)
 {
     struct connection *connection = request->connection;
 
@@ -82,16 +84,14 @@ static struct connection *end_request(struct worker *worker, struct request *req
     return connection;
 }
 
-static void answer(struct worker *worker, struct waiter *waiter, enum reply_kind kind,
-    const char *text, usec_t now)
+static void worker_fail(struct worker *worker, struct request *request, usec_t now)
 {
-    struct request *request = (struct request *)waiter;
     bool head = request->head;
 
-    reply(end_request(worker, request), kind, text, head, now);
+    worker_reply(worker_end_request(worker, request), REPLY_DATABASE_FAILED, NULL, head, now);
 }
 
-static enum reply_kind kind_of(enum session_status status)
+static enum reply_kind worker_reply_kind(enum session_status status)
 {
     switch (status) {
     case SESSION_NO_INSTANCE:
@@ -106,49 +106,70 @@ static enum reply_kind kind_of(enum session_status status)
     return REPLY_DATABASE_FAILED;
 }
 
-/* Answers with what the last lookup of everything has found. */
-static void answer_known(struct worker *worker, struct waiter *waiter, usec_t now)
+/* Answers with what the database has said. */
+static void worker_answer(struct worker *worker, struct request *request, usec_t now)
 {
-    const struct watch *watch = waiter->watch;
-    char *order_id = watch->order_id ? strdup(watch->order_id) : NULL;
+    const struct watch *watch = request->waiter.watch;
+    enum reply_kind kind = worker_reply_kind(watch->status);
+    bool head = request->head;
+    size_t length;
+    char *bytes = reply_make(kind, watch->order_id, head, &length);
+    struct connection *connection = worker_end_request(worker, request);
 
-    answer(worker, waiter, kind_of(watch->known), order_id, now);
-    free(order_id);
+    worker_send(connection, bytes, length, now);
 }
 
-/* How long a request wants to wait, within what is granted. */
-static usec_t granted_wait(const struct worker *worker, const struct query *query, bool head)
+/* Deals with all requests whose outcome is known. */
+static void worker_take_outcomes(struct worker *worker, usec_t now)
+{
+    struct waiter *waiter;
+
+    while ((waiter = waiting_outcome(worker->waiting))) {
+        struct request *request = (struct request *)waiter;
+
+        if (waiter->state == WAITER_FAILED)
+            worker_fail(worker, request, now);
+        else if (waiter->state == WAITER_SETTLED && connection_park(request->connection))
+            waiting_park(worker->waiting, waiter);
+        else
+            worker_answer(worker, request, now);
+    }
+}
+
+/* How long a request may wait: what it asks for, within what is granted. */
+static usec_t worker_granted_wait(const struct worker *worker, const struct query *query, bool head)
 {
     int64_t wait = query->timeout_ms;
 
-    if (head || is_stopping(worker))
+    if (head || worker_is_stopping(worker))
         return 0;
     if (wait > worker->options->max_wait_ms)
         wait = worker->options->max_wait_ms;
     return wait * USEC_PER_MS;
 }
 
-static void add_request(struct worker *worker, struct connection *connection,
+static void worker_add_request(struct worker *worker, struct connection *connection,
     const struct query *query, bool head, usec_t now)
 {
     struct request *request = calloc(1, sizeof *request);
-    usec_t patience = worker->options->db_timeout_ms * USEC_PER_MS;
 
     if (!request || !waiting_add(worker->waiting, &request->waiter, &query->key,
-                        now + granted_wait(worker, query, head), now + patience)) {
+                        now + worker_granted_wait(worker, query, head), now)) {
         free(request);
-        reply(connection, REPLY_DATABASE_FAILED, NULL, head, now);
+        worker_reply(connection, REPLY_DATABASE_FAILED, NULL, head, now);
         return;
     }
     request->connection = connection;
     request->head = head;
     connection_set_owner(connection, request);
-    /* Nobody knows how long this takes. */
+    /* The database may be away for long: free libfcgi's buffers meanwhile. */
     if (lookup_away(worker->lookup))
         connection_park(connection);
+    else
+        connection_wait(connection);
 }
 
-static void begin_request(struct worker *worker, struct connection *connection, usec_t now)
+static void worker_begin_request(struct worker *worker, struct connection *connection, usec_t now)
 {
     struct query_source source = {
         .method = connection_param(connection, "REQUEST_METHOD"),
@@ -162,211 +183,129 @@ static void begin_request(struct worker *worker, struct connection *connection, 
 
     switch (query_read(&source, worker->space, &query)) {
     case QUERY_LOOKUP:
-        add_request(worker, connection, &query, head, now);
+        worker_add_request(worker, connection, &query, head, now);
         break;
     case QUERY_OPTIONS:
-        reply(connection, REPLY_OPTIONS, NULL, head, now);
+        worker_reply(connection, REPLY_OPTIONS, NULL, head, now);
         break;
     case QUERY_ENDPOINT_UNKNOWN:
-        reply(connection, REPLY_ENDPOINT_UNKNOWN, NULL, head, now);
+        worker_reply(connection, REPLY_ENDPOINT_UNKNOWN, NULL, head, now);
         break;
     case QUERY_METHOD_INVALID:
-        reply(connection, REPLY_METHOD_INVALID, NULL, head, now);
+        worker_reply(connection, REPLY_METHOD_INVALID, NULL, head, now);
         break;
     case QUERY_PARAMETER_MISSING:
-        reply(connection, REPLY_PARAMETER_MISSING, query.parameter, head, now);
+        worker_reply(connection, REPLY_PARAMETER_MISSING, query.parameter, head, now);
         break;
     case QUERY_PARAMETER_MALFORMED:
-        reply(connection, REPLY_PARAMETER_MALFORMED, query.parameter, head, now);
+        worker_reply(connection, REPLY_PARAMETER_MALFORMED, query.parameter, head, now);
         break;
     }
 }
 
-static void handle_connection(struct worker *worker, struct connection *connection, usec_t now)
+static void worker_handle_connection(
+    struct worker *worker, struct connection *connection, usec_t now)
 {
     switch (connection_read(connection, now)) {
     case CONNECTION_NOTHING:
         break;
     case CONNECTION_REQUEST:
-        begin_request(worker, connection, now);
+        worker_begin_request(worker, connection, now);
+        break;
+    case CONNECTION_REFUSE:
+        worker_reply(connection, REPLY_DATABASE_FAILED, NULL, false, now);
         break;
     case CONNECTION_GONE:
-        end_request(worker, connection_owner(connection));
-        connection_close(connection, "peer left while waiting");
+        worker_end_request(worker, connection_owner(connection));
+        connection_close(connection, connection_trouble(connection));
         break;
     }
 }
 
 /* Accepts what waits, up to a bound: epoll announces the rest again. */
-static void accept_connections(struct worker *worker, usec_t now)
+static void worker_accept(struct worker *worker, usec_t now)
 {
     for (int i = 0; i < ACCEPT_AT_ONCE; i++) {
         struct connection *connection = acceptor_accept(worker->acceptor, now);
 
         if (!connection)
             return;
-        handle_connection(worker, connection, now);
+        worker_handle_connection(worker, connection, now);
     }
 }
 
-static void answer_all(
-    struct worker *worker, struct waiter_list *list, const struct lookup_answer *found, usec_t now)
+/* How many requests may be parked: what the operator allows, and the descriptors do. */
+static size_t worker_park_limit(const struct worker *worker)
 {
-    while (!TAILQ_EMPTY(list))
-        answer(worker, TAILQ_FIRST(list), kind_of(found->status), found->order_id, now);
+    size_t allowed = (size_t)worker->options->max_waiting;
+    size_t possible = acceptor_park_limit(worker->acceptor);
+
+    return allowed < possible ? allowed : possible;
 }
 
-/* Polling has found that it is paid. Which order it is takes another lookup. */
-static void ask_all_parked(struct worker *worker, struct watch *watch)
-{
-    while (!TAILQ_EMPTY(&watch->parked)) {
-        struct waiter *waiter = TAILQ_FIRST(&watch->parked);
-
-        waiting_ask(worker->waiting, waiter, waiter->deadline);
-    }
-}
-
-/* Those that were asked about and are not paid: parked while they have time, else answered. */
-static void answer_or_park(
-    struct worker *worker, struct watch *watch, const struct lookup_answer *found, usec_t now)
-{
-    struct waiter *waiter, *next;
-
-    for (waiter = TAILQ_FIRST(&watch->asking); waiter; waiter = next) {
-        bool room = waiting_parked(worker->waiting) < (size_t)worker->options->max_waiting;
-
-        next = TAILQ_NEXT(waiter, link);
-        if (waiter->state != WAITER_ASKED)
-            continue;
-        if (!room || waiter->deadline <= now || is_stopping(worker) ||
-            found->status == SESSION_NO_INSTANCE ||
-            !connection_park(((struct request *)waiter)->connection))
-            answer(worker, waiter, kind_of(found->status), found->order_id, now);
-        else
-            waiting_park(worker->waiting, waiter);
-    }
-}
-
-/* The batch is over for this watch. When stopping, those who were parked meanwhile go with it. */
-static void give_back(struct worker *worker, struct watch *watch, usec_t now)
-{
-    while (is_stopping(worker) && !TAILQ_EMPTY(&watch->parked))
-        answer_known(worker, TAILQ_FIRST(&watch->parked), now);
-    waiting_settle(worker->waiting, watch, now);
-}
-
-static void settle_watch(
-    struct worker *worker, struct watch *watch, const struct lookup_answer *found, usec_t now)
-{
-    bool paid = found->status == SESSION_PAID;
-
-    if (!worker->batch_fresh) {
-        if (paid)
-            ask_all_parked(worker, watch);
-    } else if (paid) {
-        answer_all(worker, &watch->asking, found, now);
-        answer_all(worker, &watch->parked, found, now);
-    } else {
-        waiting_learn(watch, found->status, found->order_id);
-        answer_or_park(worker, watch, found, now);
-    }
-    give_back(worker, watch, now);
-}
-
-static void settle_batch(struct worker *worker, usec_t now)
-{
-    if (!worker->batch_fresh)
-        waiting_charge(worker->waiting, now - worker->batch_sent, now);
-    for (size_t i = 0; i < worker->batch_count; i++) {
-        struct lookup_answer found = lookup_answer(worker->lookup, i);
-
-        settle_watch(worker, worker->batch[i], &found, now);
-    }
-    worker->batch_count = 0;
-}
-
-static void return_batch(struct worker *worker, usec_t now)
-{
-    for (size_t i = 0; i < worker->batch_count; i++)
-        give_back(worker, worker->batch[i], now);
-    worker->batch_count = 0;
-}
-
-static void handle_lookup(struct worker *worker, enum lookup_event event, usec_t now)
+static void worker_handle_lookup(struct worker *worker, enum lookup_event event, usec_t now)
 {
     switch (event) {
     case LOOKUP_NOTHING:
+        return;
+    case LOOKUP_CHECKED:
+        waiting_checked(worker->waiting, lookup_version(worker->lookup), now);
         break;
     case LOOKUP_ANSWERED:
-        settle_batch(worker, now);
+        waiting_settle(
+            worker->waiting, lookup_answers(worker->lookup), worker_park_limit(worker), now);
         break;
     case LOOKUP_FAILED:
-        return_batch(worker, now);
+        waiting_failed(worker->waiting);
         break;
     }
+    worker_take_outcomes(worker, now);
 }
 
-static void send_batch(struct worker *worker, usec_t now)
+/* Asks the database what there is to ask, if it is free. */
+static void worker_ask(struct worker *worker, usec_t now)
 {
-    const struct session_key *keys[LOOKUP_BATCH_MAX];
-    enum lookup_kind kind;
+    struct waiting_batch batch;
+    enum lookup_event event = LOOKUP_NOTHING;
 
     if (!lookup_ready(worker->lookup, now))
         return;
-    worker->batch_count =
-        waiting_take(worker->waiting, worker->batch, LOOKUP_BATCH_MAX, &worker->batch_fresh, now);
-    if (worker->batch_count == 0)
-        return;
-    for (size_t i = 0; i < worker->batch_count; i++)
-        keys[i] = &worker->batch[i]->key;
-    kind = worker->batch_fresh ? LOOKUP_EVERYTHING : LOOKUP_PAYMENT;
-    worker->batch_sent = now;
-    handle_lookup(worker, lookup_send(worker->lookup, kind, keys, worker->batch_count, now), now);
-}
-
-/* Looks after the requests whose alarm is due: a parked one's deadline, or the end of the patience
- * with a database that is away. */
-static void handle_alarms(struct worker *worker, usec_t now)
-{
-    bool away = lookup_away(worker->lookup);
-    struct waiter *waiter;
-
-    while ((waiter = waiting_alarm(worker->waiting, now))) {
-        if (away)
-            answer(worker, waiter, REPLY_DATABASE_FAILED, NULL, now);
-        else if (waiter->state == WAITER_PARKED)
-            waiting_ask(worker->waiting, waiter, now + RECHECK);
-        else
-            waiting_set_alarm(worker->waiting, waiter, now + RECHECK);
+    switch (waiting_next(worker->waiting, &batch, now)) {
+    case WAITING_NOTHING:
+        break;
+    case WAITING_CHECK:
+        event = lookup_check_changes(worker->lookup, now);
+        break;
+    case WAITING_BATCH:
+        event = lookup_send(worker->lookup, batch.question, batch.keys, batch.count, now);
+        break;
     }
+    worker_handle_lookup(worker, event, now);
 }
 
-static void begin_stopping(struct worker *worker, usec_t now)
+static void worker_begin_stopping(struct worker *worker, usec_t now)
 {
-    struct waiter *waiter;
-
-    if (is_stopping(worker))
+    if (worker_is_stopping(worker))
         return;
     log_debug("stopping with %zu connections open", acceptor_count(worker->acceptor));
     worker->stop_due = now + STOP_GRACE;
-    accept_connections(worker, now);
     acceptor_stop(worker->acceptor);
-    while ((waiter = waiting_any_parked(worker->waiting)))
-        answer_known(worker, waiter, now);
+    worker_accept(worker, now);
+    waiting_stop(worker->waiting, now + STOP_ASK);
 }
 
-static usec_t next_due(const struct worker *worker, usec_t now)
+static usec_t worker_next_due(const struct worker *worker, usec_t now)
 {
     usec_t due = usec_min(worker->stop_due, acceptor_due(worker->acceptor));
 
     due = usec_min(due, lookup_due(worker->lookup));
-    due = usec_min(due, waiting_alarm_due(worker->waiting));
+    due = usec_min(due, waiting_expire_due(worker->waiting));
     if (lookup_ready(worker->lookup, now))
-        due = usec_min(due, waiting_take_due(worker->waiting));
+        due = usec_min(due, waiting_due(worker->waiting, now));
     return due;
 }
 
-static int sleep_until(usec_t due, usec_t now)
+static int worker_sleep_time(usec_t due, usec_t now)
 {
     if (due == USEC_NEVER)
         return -1;
@@ -376,12 +315,17 @@ static int sleep_until(usec_t due, usec_t now)
     return (int)usec_min((due - now + USEC_PER_MS - 1) / USEC_PER_MS, 1000 * 1000);
 }
 
-/* One turn of the loop; false if it can't go on. */
-static bool turn(struct worker *worker, const sigset_t *unblocked)
+/*
+ * One turn of the loop; false if it can't go on. The order of the steps: first what has come from
+ * the clients, so that new requests are in the next batch and those whose clients have left are
+ * not; then the database's answers, so that one that came together with a deadline counts; then
+ * what time has ended; and last the next question, which is about all that is known by then.
+ */
+static bool worker_turn(struct worker *worker, const sigset_t *unblocked)
 {
     struct epoll_event events[EVENTS_AT_ONCE];
     usec_t now = clock_now();
-    int timeout = sleep_until(next_due(worker, now), now);
+    int timeout = worker_sleep_time(worker_next_due(worker, now), now);
     int count = epoll_pwait(worker->epoll_fd, events, EVENTS_AT_ONCE, timeout, unblocked);
     bool incoming = false, announced = false;
 
@@ -396,42 +340,44 @@ static bool turn(struct worker *worker, const sigset_t *unblocked)
         else if (events[i].data.ptr == worker->lookup)
             announced = true;
         else
-            handle_connection(worker, events[i].data.ptr, now);
+            worker_handle_connection(worker, events[i].data.ptr, now);
     }
-    if (incoming && !is_stopping(worker))
-        accept_connections(worker, now);
+    if (incoming && !worker_is_stopping(worker))
+        worker_accept(worker, now);
     acceptor_expire(worker->acceptor, now);
-    handle_lookup(worker, lookup_step(worker->lookup, announced, now), now);
-    handle_alarms(worker, now);
-    if (stop_asked)
-        begin_stopping(worker, now);
-    send_batch(worker, now);
+    worker_handle_lookup(worker, lookup_step(worker->lookup, announced, now), now);
+    waiting_expire(worker->waiting, now);
+    worker_take_outcomes(worker, now);
+    if (worker_stop_asked)
+        worker_begin_stopping(worker, now);
+    worker_ask(worker, now);
     return true;
 }
 
-static bool is_done(const struct worker *worker)
+static bool worker_is_done(const struct worker *worker)
 {
-    return is_stopping(worker) &&
+    return worker_is_stopping(worker) &&
            (acceptor_count(worker->acceptor) == 0 || clock_now() >= worker->stop_due);
 }
 
-/* What is still open when the time is up has no answer from the database. */
-static void abandon(struct worker *worker)
+/* Answers what is still open at the end of the grace: the database has not answered. */
+static void worker_abandon(struct worker *worker)
 {
-    struct waiter *waiter;
     usec_t now = clock_now();
 
-    while ((waiter = waiting_alarm(worker->waiting, USEC_NEVER)))
-        answer(worker, waiter, REPLY_DATABASE_FAILED, NULL, now);
-    return_batch(worker, now);
+    waiting_failed(worker->waiting);
+    waiting_stop(worker->waiting, now);
+    waiting_expire(worker->waiting, now);
+    worker_take_outcomes(worker, now);
 }
 
-static bool open_worker(struct worker *worker, int listen_fd)
+static bool worker_open(struct worker *worker, int listen_fd)
 {
     const struct options *options = worker->options;
 
     worker->epoll_fd = epoll_create1(EPOLL_CLOEXEC);
-    worker->waiting = waiting_new(options->poll_interval_ms * USEC_PER_MS);
+    worker->waiting =
+        waiting_new(options->poll_interval_ms * USEC_PER_MS, options->db_timeout_ms * USEC_PER_MS);
     worker->lookup =
         lookup_new(worker->epoll_fd, options->database, options->db_timeout_ms * USEC_PER_MS);
     if (worker->epoll_fd < 0 || !worker->waiting || !worker->lookup) {
@@ -442,10 +388,10 @@ static bool open_worker(struct worker *worker, int listen_fd)
     return worker->acceptor;
 }
 
-static void close_worker(struct worker *worker)
+static void worker_close(struct worker *worker)
 {
     if (worker->acceptor) {
-        abandon(worker);
+        worker_abandon(worker);
         acceptor_close(worker->acceptor);
     }
     if (worker->waiting)
@@ -458,12 +404,14 @@ static void close_worker(struct worker *worker)
 }
 
 /* Stop signals come through only while the loop sleeps. Returns the mask for that time. */
-static sigset_t catch_signals(void)
+static sigset_t worker_catch_signals(void)
 {
-    static const int signals[] = {SIGTERM, SIGINT, SIGHUP};
-    struct sigaction action = {.sa_handler = on_stop}, old;
+    static const int signals[] = {SIGTERM, SIGINT, SIGQUIT, SIGUSR1};
+    struct sigaction action = {.sa_handler = worker_on_stop}, old;
     sigset_t blocked, unblocked;
 
+    /* There is nothing to replace for SIGHUP here: the pool does that. */
+    signal(SIGHUP, SIG_IGN);
     sigemptyset(&action.sa_mask);
     sigemptyset(&blocked);
     for (size_t i = 0; i < sizeof signals / sizeof signals[0]; i++) {
@@ -488,14 +436,14 @@ int worker_run(const struct options *options, int listen_fd)
     }
     worker->options = options;
     worker->stop_due = USEC_NEVER;
-    ok = open_worker(worker, listen_fd);
+    ok = worker_open(worker, listen_fd);
     if (ok) {
         /* After libfcgi, which has installed handlers of its own. */
-        sigset_t unblocked = catch_signals();
+        sigset_t unblocked = worker_catch_signals();
 
-        while (ok && !is_done(worker))
-            ok = turn(worker, &unblocked);
+        while (ok && !worker_is_done(worker))
+            ok = worker_turn(worker, &unblocked);
     }
-    close_worker(worker);
+    worker_close(worker);
     return ok ? EXIT_SUCCESS : EXIT_FAILURE;
 }

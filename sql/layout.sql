@@ -2,8 +2,9 @@
 -- What the catalogue says of the tables that the lookup reads: a row for each column.
 --
 -- schema, table, column; whether it is there; whether this role may read it; whether an index of the
--- table begins with the three columns of a key, in any order. The tables are looked for in the
--- schema merchant, else in public.
+-- table begins with the three columns of a key, in any order; whether changes.sql notices all changes of
+-- the table, which is not so for views and foreign tables, also as its partitions or children. The
+-- tables are looked for in the schema merchant, else in public.
 WITH place AS (
     SELECT n.oid, n.nspname
     FROM pg_namespace n
@@ -39,7 +40,13 @@ SELECT p.nspname AS schema, w.tab, w.col,
                       FROM unnest(x.indkey::int2[]) WITH ORDINALITY AS k (attnum, n)
                       JOIN pg_attribute b ON b.attrelid = c.oid AND b.attnum = k.attnum
                       WHERE k.n <= 3)
-                     = '{fulfillment_url,merchant_serial,session_id}') AS indexed
+                     = '{fulfillment_url,merchant_serial,session_id}') AS indexed,
+       NOT EXISTS (WITH RECURSIVE part (oid) AS (
+                       SELECT c.oid
+                       UNION ALL
+                       SELECT h.inhrelid FROM pg_inherits h JOIN part ON h.inhparent = part.oid)
+                   SELECT FROM part JOIN pg_class d USING (oid)
+                   WHERE d.relkind NOT IN ('r', 'p')) AS tracked
 FROM wanted w
 LEFT JOIN place p ON true
 LEFT JOIN pg_class c ON c.relnamespace = p.oid AND c.relname = w.tab AND c.relkind IN ('r', 'p', 'v', 'm', 'f')

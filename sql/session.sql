@@ -3,11 +3,12 @@
 --
 -- $1 the schema that has the merchant's tables; $2 statement_timeout in milliseconds.
 --
--- A plan is kept for a while (see replan.sql), so it has to use the indexes also where it was made for
--- tables that were still small: scans of whole tables are switched off.
+-- A plan is made once and kept, so it has to use the indexes also where it was made for tables that were still
+-- small: scans of whole tables and sorts are switched off (see keys.sql for the latter).
 SELECT set_config('search_path', $1, false),
        set_config('statement_timeout', $2, false),
        set_config('enable_seqscan', 'off', false),
+       set_config('enable_sort', 'off', false),
        set_config('jit', 'off', false),
        set_config('plan_cache_mode', 'force_generic_plan', false),
        set_config('default_transaction_read_only', 'on', false)

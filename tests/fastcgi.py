@@ -141,7 +141,7 @@ class Connection:
             elif got.type == STDERR:
                 errors += got.content
             elif got.type == END_REQUEST:
-                return _reply(output, errors, *struct.unpack("!IB3x", got.content))
+                return reply_of(output, errors, *struct.unpack("!IB3x", got.content))
             else:
                 raise AssertionError(f"unexpected {got}")
         assert not output, f"closed after {output!r}"
@@ -155,7 +155,8 @@ class Connection:
         return time.monotonic() - begun
 
 
-def _reply(output, errors, app_status, protocol_status):
+def reply_of(output, errors, app_status, protocol_status):
+    """The Reply that was sent as this content of STDOUT and STDERR and in END_REQUEST."""
     head, _, body = output.partition(b"\r\n\r\n")
     headers = dict(line.split(": ", 1) for line in head.decode("ascii").split("\r\n") if line)
     status = int(headers.pop("Status", "200 OK").split()[0])

@@ -12,10 +12,12 @@ with everything it made when the block ends, or the process does:
             assert pool.stop() == 0
 """
 
+import contextlib
 import glob
 import os
 import pathlib
 import pwd
+import re
 import shutil
 import signal
 import socket
@@ -25,6 +27,8 @@ import time
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 ROLE = "merchant-sessions"
+# A line of the pool's log; the group is its level.
+LOG_LINE = re.compile(r"merchant-sessions\[\d+\] (error|warning|info|debug): \S.*")
 
 
 def wait_until(condition, seconds=10, what="condition"):
@@ -187,20 +191,42 @@ class Postgres(Server):
             raise RuntimeError(done.stderr)
         return done.stdout.rstrip("\n")
 
-    def session(self, db):
-        """A psql that stays, to hold a transaction open."""
-        return Session(self._psql(db, None))
+    def session(self, db, quiet=False):
+        """A psql that stays, to hold a transaction open; `quiet` throws its error messages away."""
+        return Session(self._psql(db, None), quiet)
 
     def conninfo(self, db, user=ROLE, tcp=False):
         host = "127.0.0.1" if tcp else self.directory
         return f"host={host} port={self.port} dbname={db} user={user}"
 
 
+class Standby(Postgres):
+    """A streaming standby of a cluster. `promote()` makes it a primary."""
+
+    def __init__(self, primary):
+        self.primary = primary
+        super().__init__(**primary.settings)
+
+    def _initdb(self):
+        with open(self.log, "ab") as log:
+            backup = start([self.bin / "pg_basebackup", "-D", self.data, "-R", "-X", "stream", "-c", "fast", "--no-sync",
+                            "-h", self.primary.directory, "-p", self.primary.port, "-U", self.SUPERUSER],
+                           user=self.account, cwd=self.directory, stdout=log, stderr=log)
+        if backup.wait() != 0:
+            lines = self.log_lines()
+            self.__exit__()
+            raise RuntimeError("pg_basebackup failed: " + "\n".join(lines))
+
+    def promote(self):
+        assert self.psql("SELECT pg_promote()") == "t"
+
+
 class Session:
     """`run(sql)` in one session; leaving the block ends it, and rolls back."""
 
-    def __init__(self, command):
-        self.process = start(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+    def __init__(self, command, quiet=False):
+        self.process = start(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
+                             stderr=subprocess.DEVNULL if quiet else None)
 
     def __enter__(self):
         return self
@@ -208,6 +234,14 @@ class Session:
     def __exit__(self, *_):
         self.process.stdin.close()
         self.process.wait()
+        self.process.stdout.close()
+
+    def end(self):
+        """Kill it, whether it answers or not; the server rolls back."""
+        self.process.kill()
+        self.process.wait()
+        with contextlib.suppress(OSError):
+            self.process.stdin.close()
         self.process.stdout.close()
 
     def run(self, sql):
@@ -220,6 +254,12 @@ class Session:
                 raise RuntimeError(f"psql ended: {sql}")
             lines.append(line.rstrip("\n"))
         return "\n".join(lines)
+
+
+def read_statement(name):
+    """A file of sql/ as the program has it, with what its `-- include` lines name."""
+    text = (ROOT / "sql" / name).read_text()
+    return re.sub(r"^-- include (.*)$", lambda line: read_statement(line[1]), text, flags=re.MULTILINE)
 
 
 def make_shop(postgres, db):

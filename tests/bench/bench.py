@@ -17,14 +17,20 @@ sys.dont_write_bytecode = True
 sys.path.insert(0, str(pathlib.Path(__file__).resolve().parent.parent))
 
 import candidates
+import parked
 import plain
 import report
 import servers
+import sharing
 import shop
 import waiting
 
-SECTIONS = [*candidates.DESCRIPTIONS, "waiting", "start"]
-LEVELS = [100, 1_000, 10_000]
+SECTIONS = [*candidates.DESCRIPTIONS, "waiting", "parked", "sharing", "start"]
+LEVELS = [1_000, 10_000]
+FAR_LEVEL = 1_000
+# What is built for a section; the program itself is for all.
+PROGRAMS = {"limit": "bench-limit", "echo": "bench-echo", "textbook": "bench-textbook", "probe": "bench-probe",
+            "waiting": "waiters", "parked": "waiters"}
 MOST_WAITING = 20_000
 PATHS = 20_000
 SPARE_DESCRIPTORS = 100
@@ -34,13 +40,13 @@ TIME_LIMIT = 20 * 60
 def parse_arguments():
     parser = argparse.ArgumentParser(prog="tests/bench/run", description=__doc__.splitlines()[0])
     parser.add_argument("--rounds", type=int, metavar="N", help="of all candidates in turn (default 5)")
-    parser.add_argument("--seconds", type=int, metavar="N", help="for each figure (default 4)")
+    parser.add_argument("--seconds", type=int, metavar="N", help="for each figure (default 3)")
     parser.add_argument("--only", nargs="+", choices=SECTIONS, default=SECTIONS, metavar="NAME",
                         help="measure only these of: " + " ".join(SECTIONS))
     parser.add_argument("--quick", action="store_true", help="one short round and fewer waiting, to see that all works")
     arguments = parser.parse_args()
     arguments.rounds = arguments.rounds or (1 if arguments.quick else 5)
-    arguments.seconds = arguments.seconds or (2 if arguments.quick else 4)
+    arguments.seconds = arguments.seconds or (2 if arguments.quick else 3)
     return arguments
 
 
@@ -69,8 +75,8 @@ def stop_in_time():
 
 
 @contextlib.contextmanager
-def release_build():
-    programs = ["merchant-sessions.fcgi", "bench-limit", "bench-echo", "bench-textbook", "waiters"]
+def release_build(sections):
+    programs = {"merchant-sessions.fcgi", *(PROGRAMS[section] for section in sections if section in PROGRAMS)}
     with tempfile.TemporaryDirectory(prefix="bench-build-") as directory:
         _meson("setup", "--buildtype=release", directory, servers.ROOT)
         _meson("compile", "-C", directory, *programs)
@@ -90,30 +96,53 @@ def measure_plain(arguments, build, database, paths):
                 figures.add(name, report.KEEP, plain.measure_raw(database, arguments.seconds))
                 continue
             for mode, keep in ((report.KEEP, True), (report.NEW, False)):
+                if name == "probe":
+                    batch = round(figures.latest("this", mode, "batch") or plain.PROBE_BATCH)
+                    figures.add(name, mode, plain.measure_probe(build, database, batch, arguments.seconds))
+                    continue
                 figures.add(name, mode, plain.measure(name, keep, build, database, paths, arguments.seconds))
     return figures
 
 
-def measure_waiting(arguments, build, database, paths, descriptors):
+def measure_waiting(arguments, build, database):
+    """The scenes of long polls without a web server, and the one with a distant database."""
     if "waiting" not in arguments.only:
+        return [], None
+    scenes = []
+    for everybody in (False, True):
+        for count in LEVELS[:1] if everybody and arguments.quick else LEVELS:
+            say(f"waiting: {count:,}, {'all' if everybody else 'few'} claimed")
+            scenes.append(waiting.measure(count, everybody, build, database, arguments.quick))
+    say(f"waiting: {FAR_LEVEL:,}, a distant database")
+    return scenes, waiting.measure_far(FAR_LEVEL, build, database, arguments.quick)
+
+
+def measure_parked(arguments, build, database, paths, descriptors):
+    if "parked" not in arguments.only:
         return []
     most = (descriptors - SPARE_DESCRIPTORS) // 1000 * 1000
     levels = []
     for count in LEVELS[1:] if arguments.quick else [*LEVELS, most]:
-        say(f"waiting: {count:,}")
-        levels.append(waiting.measure(count, build, database, paths, arguments.seconds,
-                                      idle_seconds=4 if arguments.quick else 10,
-                                      payments=min(count // 2, 50 if arguments.quick else 200)))
+        say(f"parked: {count:,}")
+        levels.append(parked.measure(count, build, database, paths, arguments.seconds,
+                                     idle_seconds=2 if arguments.quick else 5, payments=50))
     return levels
+
+
+def measure_sharing(arguments, build, database):
+    if "sharing" not in arguments.only:
+        return []
+    say("sharing")
+    return [sharing.measure(build, database) for _ in range(1 if arguments.quick else 3)]
 
 
 def measure_start(arguments, build, database):
     if "start" not in arguments.only:
         return []
-    return [waiting.first_answer(build, database) for _ in range(5)]
+    return [parked.first_answer(build, database) for _ in range(5)]
 
 
-def print_report(arguments, figures, levels, starts):
+def print_report(arguments, figures, measured):
     print(report.head(" ".join(["tests/bench/run", *sys.argv[1:]])))
     if figures.rounds:
         for mode in (report.KEEP, report.NEW):
@@ -122,26 +151,36 @@ def print_report(arguments, figures, levels, starts):
             print(report.plain_table(figures, mode))
         print(report.legend(arguments.only))
         print(report.KEPT_CONNECTIONS)
-    if levels:
-        print("Long polls parked on one worker: nothing is paid, then a few are, which polling has to find, then there "
-              "are fresh\nrequests, then SIGTERM:\n")
-        print(report.waiting_table(levels))
-    print(report.goals_table(figures, levels, starts))
+    if measured.scenes:
+        print(report.WAITING_CAPTION)
+        print(report.cost_table(measured.scenes))
+        print(report.latency_table(measured.scenes))
+        print(report.FAR_CAPTION)
+        print(report.far_table(measured.far))
+    if measured.levels:
+        print(report.PARKED_CAPTION)
+        print(report.parked_table(measured.levels))
+    if measured.sharings:
+        print(report.SHARING_CAPTION)
+        print(report.sharing_table(measured.sharings))
+    print(report.goals_table(figures, measured))
 
 
 def main():
     arguments = parse_arguments()
     stop_in_time()
     descriptors = allow_descriptors(MOST_WAITING + SPARE_DESCRIPTORS)
-    with release_build() as build, servers.Postgres(shared_buffers="1GB", max_wal_size="4GB") as postgres:
+    with release_build(arguments.only) as build, servers.Postgres(shared_buffers="1GB", max_wal_size="4GB") as postgres:
         say("filling the database")
         database = shop.Shop(postgres)
         paths = postgres.directory / "paths"
         paths.write_text("".join(contract.path() + "\n" for contract in shop.paid(PATHS)))
         figures = measure_plain(arguments, build, database, paths)
         starts = measure_start(arguments, build, database)
-        levels = measure_waiting(arguments, build, database, paths, descriptors)
-    print_report(arguments, figures, levels, starts)
+        scenes, far = measure_waiting(arguments, build, database)
+        levels = measure_parked(arguments, build, database, paths, descriptors)
+        sharings = measure_sharing(arguments, build, database)
+    print_report(arguments, figures, report.Measured(starts, scenes, far, levels, sharings))
 
 
 if __name__ == "__main__":

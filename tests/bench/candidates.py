@@ -7,6 +7,8 @@ Each is a context manager with `socket`, where the web server finds it, and `pro
 import os
 import pathlib
 
+import fastcgi
+import shop
 from servers import Nginx, Pool, Server, start
 
 HERE = pathlib.Path(__file__).resolve().parent
@@ -18,6 +20,8 @@ DESCRIPTIONS = {
     "echo": "the classic libfcgi responder, 4 processes, no database",
     "textbook": "the classic libfcgi responder, 8 processes, each with a connection and a statement for each request",
     "php": "PHP-FPM with pgsql, persistent connections and a prepared statement, 8 children",
+    "probe": "the index of the contracts probed by a prepared statement, in batches of this program's mean size, "
+             "one client",
     "raw": "pgbench -M prepared with the same statement, 8 clients: the database alone",
 }
 
@@ -51,8 +55,17 @@ class Fpm(Server):
         super().__exit__()
 
 
-def program(build, database, *options, by="listen"):
-    return Pool(build / "fcgi/merchant-sessions.fcgi", *map(str, options), database=database, by=by)
+def program(build, database, *options, **how):
+    return Pool(build / "fcgi/merchant-sessions.fcgi", *map(str, options), database=database, **how)
+
+
+def check_directly(pool):
+    """One request without a web server: once it is answered, the workers are there."""
+    with fastcgi.Connection(pool.connect_to) as connection:
+        connection.send(fastcgi.request(fastcgi.variables(shop.paid(1)[0].path())))
+        reply = connection.reply()
+    if reply is None or reply.status != 200:
+        raise RuntimeError(f"a paid session was answered with {reply}")
 
 
 def start_candidate(name, build, database):

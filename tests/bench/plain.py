@@ -12,11 +12,14 @@ import tempfile
 
 import candidates
 import processes
+import servers
 import shop
 
 HERE = pathlib.Path(__file__).resolve().parent
 CONNECTIONS = 64
 RAW_CLIENTS = 8
+# Where this program has not been measured before.
+PROBE_BATCH = 32
 
 
 def wrk(port, paths, seconds, connections=CONNECTIONS):
@@ -38,7 +41,16 @@ def check(port, contract):
 
 
 def measure(name, keep, build, database, paths, seconds):
-    """The figures of one candidate."""
+    """The figures of one candidate; `batch` is the mean number of requests for a statement."""
+    before = database.transactions()
+    figures = _measure_rates(name, keep, build, database, paths, seconds)
+    # A backend reports its last statements when it ends.
+    servers.wait_until(lambda: not database.backends(), what="the candidate's backends are gone")
+    statements = database.transactions() - before
+    return {**figures, "batch": figures["requests"] / statements} if statements else figures
+
+
+def _measure_rates(name, keep, build, database, paths, seconds):
     with contextlib.ExitStack() as stack:
         pool = stack.enter_context(candidates.start_candidate(name, build, database.database))
         # By a web server of its own: a connection that nginx keeps would pin a process of a blocking candidate.
@@ -48,6 +60,20 @@ def measure(name, keep, build, database, paths, seconds):
         cpu = processes.Cpu(web=web, program=pool, database=database.postgres)
         result = wrk(web.port, paths, seconds)
         return _figures(result, cpu.seconds())
+
+
+def measure_probe(build, database, batch, seconds):
+    """What the database has to do in any case, in batches of so many keys."""
+    with tempfile.TemporaryDirectory() as directory:
+        keys = pathlib.Path(directory) / "keys"
+        serials = database.merchant_serials()
+        keys.write_text("".join(f"{serials[paid.instance]} {paid.url} {paid.session}\n" for paid in shop.paid(20_000)))
+        cpu = processes.Cpu(database=database.postgres)
+        command = [build / "tests/bench/bench-probe", database.database, HERE / "probe.sql", keys, batch, seconds]
+        done = subprocess.run([*map(str, command)], check=True, capture_output=True, text=True)
+        # The backend's time counts for its parent once it has ended.
+        servers.wait_until(lambda: not database.backends(), what="the probe's backend is gone")
+        return {"batch": batch, **_figures({"requests": int(done.stdout), "seconds": seconds}, cpu.seconds())}
 
 
 def measure_raw(database, seconds):

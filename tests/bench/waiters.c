@@ -1,13 +1,16 @@
 /* SPDX-License-Identifier: GPL-3.0-or-later */
 /*
- * waiters PATHS PER_SECOND PORT...
+ * waiters PATHS PER_SECOND PARKED TARGET...
  *
- * Sends one GET for each line of PATHS, so many a second, to the ports of 127.0.0.1 in turn, and
- * waits for all of them. Prints "sent" when all are on their way, and for each answer
- * "LINE STATUS NANOSECONDS" with the time of its arrival by CLOCK_MONOTONIC; status 0 is a
- * connection closed without an answer.
+ * Sends one GET for each of the first PARKED lines of PATHS, PER_SECOND a second, to the targets in
+ * turn (see target.h). Then sends one for the next line whenever a request has been answered, so
+ * that PARKED wait at any time. Ends when there are no more lines and all requests are answered.
+ *
+ * Prints "sent" when the first PARKED are sent, and for each answer "LINE STATUS NANOSECONDS" with
+ * the time of its arrival by CLOCK_MONOTONIC; status 0 is a connection closed without an answer.
  */
-#include <arpa/inet.h>
+#include "target.h"
+
 #include <err.h>
 #include <inttypes.h>
 #include <stdbool.h>
@@ -23,13 +26,14 @@
 struct waiters {
     FILE *paths;
     int64_t per_second;
-    char **ports;
-    uint32_t port_count;
+    uint32_t parked;
+    char **targets;
+    uint32_t target_count;
     int epoll;
-    int *sockets;
+    int *sockets; /* of each line that was sent */
     uint32_t sent;
     uint32_t answered;
-    bool all_sent;
+    bool no_more_lines;
 };
 
 static int64_t now(void)
@@ -39,24 +43,15 @@ static int64_t now(void)
     return time.tv_sec * INT64_C(1000000000) + time.tv_nsec;
 }
 
-static int connect_to(const char *port)
+static const char *target_of(const struct waiters *waiters, uint32_t line)
 {
-    struct sockaddr_in address = {
-        .sin_family = AF_INET,
-        .sin_port = htons((uint16_t)atoi(port)),
-        .sin_addr = {htonl(INADDR_LOOPBACK)},
-    };
-    int connection = socket(AF_INET, SOCK_STREAM | SOCK_CLOEXEC, 0);
-    if (connection < 0 || connect(connection, (struct sockaddr *)&address, sizeof address) != 0)
-        err(1, "connect to port %s", port);
-    return connection;
+    return waiters->targets[line % waiters->target_count];
 }
 
 static void send_one(struct waiters *waiters, const char *path)
 {
     uint32_t line = waiters->sent++;
-    int connection = connect_to(waiters->ports[line % waiters->port_count]);
-    dprintf(connection, "GET %s HTTP/1.1\r\nHost: localhost\r\n\r\n", path);
+    int connection = target_request(target_of(waiters, line), path);
 
     waiters->sockets = reallocarray(waiters->sockets, waiters->sent, sizeof *waiters->sockets);
     if (!waiters->sockets)
@@ -65,30 +60,37 @@ static void send_one(struct waiters *waiters, const char *path)
     struct epoll_event event = {.events = EPOLLIN, .data.u32 = line};
     if (epoll_ctl(waiters->epoll, EPOLL_CTL_ADD, connection, &event) != 0)
         err(1, "epoll_ctl");
+    if (waiters->sent == waiters->parked)
+        puts("sent");
+}
+
+/* How many requests should have been sent by now. */
+static int64_t count_due(const struct waiters *waiters, int64_t elapsed)
+{
+    int64_t allowed = (int64_t)waiters->parked + waiters->answered;
+    int64_t paced = elapsed * waiters->per_second / INT64_C(1000000000);
+    return paced < allowed ? paced : allowed;
 }
 
 static void send_due(struct waiters *waiters, int64_t elapsed)
 {
-    char path[4096];
-    int64_t due = elapsed * waiters->per_second / INT64_C(1000000000);
-    while (!waiters->all_sent && waiters->sent < due) {
+    char path[TARGET_PATH_MAX];
+    int64_t due = count_due(waiters, elapsed);
+    while (!waiters->no_more_lines && waiters->sent < due) {
         if (fgets(path, sizeof path, waiters->paths)) {
             path[strcspn(path, "\n")] = '\0';
             send_one(waiters, path);
         } else {
-            waiters->all_sent = true;
-            puts("sent");
+            waiters->no_more_lines = true;
         }
     }
 }
 
 static void receive_one(struct waiters *waiters, uint32_t line, int64_t arrival)
 {
-    int status = 0;
     char answer[1024];
-    ssize_t length = recv(waiters->sockets[line], answer, sizeof answer - 1, 0);
-    answer[length > 0 ? length : 0] = '\0';
-    sscanf(answer, "HTTP/1.1 %d", &status);
+    ssize_t length = recv(waiters->sockets[line], answer, sizeof answer, 0);
+    int status = target_status(target_of(waiters, line), answer, length > 0 ? (size_t)length : 0);
     printf("%" PRIu32 " %d %" PRId64 "\n", line, status, arrival);
     close(waiters->sockets[line]);
     waiters->answered++;
@@ -97,7 +99,7 @@ static void receive_one(struct waiters *waiters, uint32_t line, int64_t arrival)
 static void receive(struct waiters *waiters)
 {
     struct epoll_event events[256];
-    int count = epoll_wait(waiters->epoll, events, 256, waiters->all_sent ? -1 : 1);
+    int count = epoll_wait(waiters->epoll, events, 256, waiters->sent < waiters->parked ? 1 : -1);
     int64_t arrival = now();
     for (int i = 0; i < count; i++)
         receive_one(waiters, events[i].data.u32, arrival);
@@ -105,20 +107,21 @@ static void receive(struct waiters *waiters)
 
 int main(int argc, char **argv)
 {
-    if (argc < 4)
-        errx(64, "usage: waiters PATHS PER_SECOND PORT...");
+    if (argc < 5)
+        errx(64, "usage: waiters PATHS PER_SECOND PARKED TARGET...");
     struct waiters waiters = {
         .paths = fopen(argv[1], "re"),
         .per_second = atoi(argv[2]),
-        .ports = argv + 3,
-        .port_count = (uint32_t)argc - 3,
+        .parked = (uint32_t)atoi(argv[3]),
+        .targets = argv + 4,
+        .target_count = (uint32_t)argc - 4,
         .epoll = epoll_create1(EPOLL_CLOEXEC),
     };
     if (!waiters.paths || waiters.epoll < 0)
         err(1, "%s", argv[1]);
 
     int64_t start = now();
-    while (!waiters.all_sent || waiters.answered < waiters.sent) {
+    while (!waiters.no_more_lines || waiters.answered < waiters.sent) {
         send_due(&waiters, now() - start);
         fflush(stdout);
         receive(&waiters);

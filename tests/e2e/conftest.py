@@ -12,14 +12,12 @@ sys.path.insert(0, str(pathlib.Path(__file__).resolve().parent.parent))
 
 from client import Fcgi, Http  # noqa: E402
 from merchant import MARKER, Merchant  # noqa: E402
-from servers import Nginx, Pool, Postgres, location, make_shop, upstream  # noqa: E402
+from servers import LOG_LINE, Nginx, Pool, Postgres, location, make_shop, upstream  # noqa: E402
 
 # The environment of the caller has no say.
 for name in [name for name in os.environ if name.startswith(("PG", "MERCHANT_SESSIONS_"))]:
-    if name != "MERCHANT_SESSIONS_PROGRAM":
+    if name not in ("MERCHANT_SESSIONS_PROGRAM", "MERCHANT_SESSIONS_LOOKUP_PROBE"):
         del os.environ[name]
-
-LOG_LINE = re.compile(r"merchant-sessions\[\d+\] (error|warning|info|debug): \S.*")
 
 
 class CheckedPool(Pool):
@@ -93,6 +91,15 @@ def open_site(pool, http=None, server=None):
 def program():
     path = os.environ.get("MERCHANT_SESSIONS_PROGRAM")
     assert path, "MERCHANT_SESSIONS_PROGRAM must name the program to test"
+    return path
+
+
+@pytest.fixture(scope="session")
+def lookup_probe():
+    """The program of lookup_probe.c."""
+    path = os.environ.get("MERCHANT_SESSIONS_LOOKUP_PROBE")
+    if not path:
+        pytest.skip("MERCHANT_SESSIONS_LOOKUP_PROBE does not name the probe")
     return path
 
 

@@ -75,6 +75,13 @@ LAYOUTS = {
 }
 
 
+def put_view_before_contracts(merchant):
+    """merchant_contract_terms becomes a view of the table that it was."""
+    merchant.sql("""ALTER TABLE merchant_contract_terms RENAME TO contracts;
+                    CREATE VIEW merchant_contract_terms AS SELECT * FROM contracts""")
+    merchant.postgres.psql_file(ROOT / "sql/role.sql", merchant.db)
+
+
 def make_merchant(postgres, db, instances=("default", "shop"), **layout):
     """A database of its own in that layout, which the program's role may read."""
     postgres.psql(f'CREATE DATABASE "{db}"')

@@ -8,11 +8,14 @@ import pytest
 from client import assert_error, assert_order
 from layouts import ddl, make_merchant
 from merchant import Merchant, new_session, new_url
-from servers import ROOT, Postgres, make_shop, wait_until
+from servers import ROLE, ROOT, Postgres, make_shop, wait_until
 
 DB_TIMEOUT = 500
 SLACK = 1.0
+# A connection that lasted so many seconds has worked.
+PROVEN_AGE = 10
 OPTIONS = ("--db-timeout", str(DB_TIMEOUT), "--poll-interval", "100")
+TERMINATE = "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE usename = 'merchant-sessions'"
 TROUBLE = "database|connect|server|terminat|cancel|statement"
 
 
@@ -188,17 +191,129 @@ def test_a_connection_that_is_terminated(pool, merchant):
     order = merchant.contract(session, url, paid=True)
     for _ in range(3):
         assert_order(pool.fcgi.ask(session, url), 200, order)
-        merchant.sql("SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE usename = 'merchant-sessions'")
+        merchant.sql(TERMINATE)
     assert_order(pool.fcgi.ask(session, url), 200, order)
 
 
-def test_the_database_is_not_pestered(postgres, pool):
-    """Pauses between attempts grow from 100 ms."""
+def attempts(pool):
+    return len(pool.logged("trying again"))
+
+
+def test_the_database_is_not_pestered(postgres, start_pool):
+    """Pauses between attempts grow from 100 to 500 ms, at random from their upper half."""
+    pool = start_pool("--verbose", *OPTIONS)
+    pool.expect(TROUBLE)
     wait_until_served(pool)
     postgres.stop()
-    before = len(pool.log_lines())
+    time.sleep(1)
+    before = attempts(pool)
     time.sleep(3)
-    assert len(pool.log_lines()) - before <= 8, pool.log_lines()
+    postgres.start()
+    assert 4 <= attempts(pool) - before <= 3 / 0.25
+
+
+@pytest.mark.parametrize("seconds", [0.2, 4])
+def test_served_soon_after_the_return(postgres, start_pool, merchant, seconds):
+    """However long the database was away."""
+    pool = start_pool(*OPTIONS)
+    pool.expect(TROUBLE)
+    session, url = new_session(), new_url()
+    order = merchant.contract(session, url, paid=True)
+    wait_until_served(pool, session, url)
+    postgres.stop()
+    time.sleep(seconds)
+    postgres.start()
+    wait_until(lambda: pool.fcgi.ask(session, url).status == 200, 1 + SLACK, "an answer")
+    assert_order(pool.fcgi.ask(session, url), 200, order)
+
+
+def test_each_end_of_a_connection_is_logged(pool, merchant):
+    """Also when no request has come since it began: it has lasted ten seconds."""
+    wait_until_served(pool)
+    for ends in range(1, 4):
+        merchant.sql(TERMINATE)
+        wait_until(lambda: attempts(pool) == ends, 5, "a line of the log")
+        wait_until(lambda: len(pool.logged("connected")) == ends + 1, 1 + SLACK, "a connection soon after")
+        time.sleep(PROVEN_AGE + 0.5 if ends < 3 else 0)
+
+
+def test_a_connection_that_did_not_last_is_not_logged_again(pool, merchant):
+    """A database that ends each connection at once would fill the log."""
+    wait_until_served(pool)
+    for _ in range(3):
+        merchant.sql(TERMINATE)
+        time.sleep(1)
+    assert attempts(pool) == 1
+
+
+# Several hosts
+
+@pytest.fixture(scope="module")
+def other(postgres):
+    """Another cluster, which hangs in these tests."""
+    with Postgres() as cluster:
+        make_shop(cluster, "shop")
+        cluster.pause()
+        yield cluster
+
+
+def hosts(*clusters):
+    directories = ",".join(str(cluster.directory) for cluster in clusters)
+    ports = ",".join(str(cluster.port) for cluster in clusters)
+    return f"host={directories} port={ports}"
+
+
+def assert_served_after_one_failure(pool, merchant):
+    session, url = new_session(), new_url()
+    order = merchant.contract(session, url, paid=True)
+    first = pool.fcgi.ask(session, url)
+    if first.status == 500:
+        first = pool.fcgi.ask(session, url)
+        assert first.seconds < DB_TIMEOUT / 1000
+    assert_order(first, 200, order)
+
+
+@pytest.mark.parametrize("options", ["", "target_session_attrs=read-write", "target_session_attrs=prefer-standby"])
+def test_a_host_that_hangs_is_passed_over(postgres, other, start_pool, merchant, options):
+    pool = start_pool(*OPTIONS, database=f"{hosts(other, postgres)} dbname=shop user={ROLE} {options}")
+    pool.expect("no answer within")
+    assert_served_after_one_failure(pool, merchant)
+
+
+def test_a_host_that_hangs_among_others(postgres, other, start_pool, merchant):
+    """The one before it refuses: it is not tried again before the one after it."""
+    uri = f"postgresql://{ROLE}@127.0.0.1:1,127.0.0.1:{other.port},127.0.0.1:{postgres.port}/shop"
+    pool = start_pool(*OPTIONS, database=uri)
+    pool.expect("no answer within")
+    assert_served_after_one_failure(pool, merchant)
+    assert len(pool.logged("no answer within")) == 1
+
+
+@pytest.mark.parametrize("names", [("PGHOST", "PGPORT"), ("PGHOSTADDR", "PGPORT"), ("service",)])
+def test_hosts_from_the_environment(postgres, other, start_pool, merchant, tmp_path, names):
+    ports = f"{other.port},{postgres.port}"
+    service = tmp_path / "service"
+    service.write_text(f"[shop]\nhost=127.0.0.1,127.0.0.1\nport={ports}\n")
+    env = {"PGUSER": ROLE, "PGDATABASE": "shop", "PGSERVICEFILE": str(service)}
+    env |= {"PGSERVICE": "shop"} if names == ("service",) else dict(zip(names, ("127.0.0.1,127.0.0.1", ports)))
+    pool = start_pool(*OPTIONS, database=None, env=env)
+    pool.expect("no answer within")
+    assert_served_after_one_failure(pool, merchant)
+
+
+def test_a_host_that_begins_to_hang(postgres, other, start_pool, merchant):
+    """The other one is tried before it."""
+    session, url = new_session(), new_url()
+    order = merchant.contract(session, url, paid=True)
+    other.resume()
+    pool = start_pool(*OPTIONS, database=f"{hosts(other, postgres)} dbname=shop user={ROLE}")
+    pool.expect("no answer within")
+    assert_error(pool.fcgi.ask(session, url), 404, 2038)
+    other.pause()
+    assert_fails(pool)
+    answer = pool.fcgi.ask(session, url)
+    assert_order(answer, 200, order)
+    assert answer.seconds < DB_TIMEOUT / 1000
 
 
 def test_no_database_of_that_name(postgres, start_pool):

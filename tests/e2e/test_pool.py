@@ -3,6 +3,8 @@
 
 import os
 import pathlib
+import pwd
+import re
 import resource
 import signal
 import socket
@@ -14,10 +16,10 @@ import time
 import pytest
 
 import fastcgi
-from client import Http, assert_error, assert_order, target
+from client import Fcgi, Http, assert_error, assert_order, target
 from conftest import CheckedPool, open_site
 from merchant import new_session, new_url
-from servers import children, free_port, location, state, wait_until
+from servers import children, free_port, location, start, state, wait_until
 
 
 def answers(pool):
@@ -144,20 +146,140 @@ def test_the_requests_of_other_workers_survive(start_site, merchant):
     answers(site.pool)
 
 
-def test_pauses_grow_while_workers_keep_dying(start_pool):
-    pool = start_pool()
-    pool.expect("warning|error")
-    pauses = []
-    for _ in range(5):
-        pid, = wait_for_workers(pool, 1, seconds=15)
-        died = time.monotonic()
-        os.kill(pid, signal.SIGKILL)
-        wait_until(lambda: children(pool.pid) not in ([], [pid]), 15, "a replacement")
-        pauses.append(time.monotonic() - died)
-    assert pauses[0] < 1
-    assert pauses[-1] > 2 * pauses[0] and pauses[-1] > 0.2, pauses
-    assert len(pool.logged("warning|error")) >= 5
+def test_all_workers_killed_each_second(start_pool):
+    """Deaths from outside are no reason for a pause, however often they come."""
+    pool = start_pool(workers=2)
+    pool.expect("killed by signal 9")
+    for _ in range(4):
+        before = wait_for_workers(pool, 2)
+        for pid in before:
+            os.kill(pid, signal.SIGKILL)
+        killed = time.monotonic()
+        answers(pool)
+        assert time.monotonic() - killed < 1
+        wait_for_workers(pool, 2, seconds=1)
+        assert not set(before) & set(children(pool.pid))
+        time.sleep(1)
+    assert len(pool.logged("killed by signal 9; replaced at once")) == 8
+
+
+def limit_descriptors(pid, soft):
+    """Set the soft limit and leave the hard one, so that it can be raised again by anybody. Return the old one."""
+    old, hard = resource.prlimit(pid, resource.RLIMIT_NOFILE)
+    resource.prlimit(pid, resource.RLIMIT_NOFILE, (soft, hard))
+    return old
+
+
+# What a worker that cannot start leaves in the log.
+CANNOT_START = "Too many open files"
+
+
+def test_workers_that_fail_at_their_start(start_pool):
+    """The pauses between their attempts grow, but while there is no worker there is an attempt each second."""
+    pool = start_pool(workers=2)
+    pool.expect(CANNOT_START, "ended with status 1 at its start; replaced after a pause", "killed by signal 9")
     answers(pool)
+    enough = limit_descriptors(pool.pid, 4)
+    for pid in wait_for_workers(pool, 2):
+        os.kill(pid, signal.SIGKILL)
+    time.sleep(6)
+    pauses = [int(re.search(r"at most (\d+) ms", line)[1]) for line in pool.logged("at its start")]
+    assert pauses == sorted(pauses) and pauses[:4] == [100, 100, 200, 200], pauses
+    # Two workers double 100 ms in less than two seconds up to 900; then there is one attempt each 0.9 s.
+    assert 8 <= len(pauses) <= 16 and pauses[-1] > 1000, pauses
+    limit_descriptors(pool.pid, enough)
+    raised = time.monotonic()
+    answers(pool)
+    assert time.monotonic() - raised < 1.5
+
+
+def test_a_crash_at_the_start_is_a_failure(start_pool):
+    pool = start_pool()
+    pool.expect("killed by signal 6")
+    pid, = wait_for_workers(pool, 1)
+    os.kill(pid, signal.SIGABRT)
+    wait_until(lambda: pool.logged("killed by signal 6 at its start; replaced after a pause of at most 100 ms"), 2, "the line")
+    answers(pool)
+    # It has survived its start: no pause, and the count begins anew.
+    pid, = wait_for_workers(pool, 1)
+    time.sleep(1.2)
+    os.kill(pid, signal.SIGABRT)
+    wait_until(lambda: pool.logged("killed by signal 6; replaced at once"), 2, "the line")
+    before, pid = pid, wait_until(lambda: [p for p in children(pool.pid) if p != pid], 2, "a replacement")[0]
+    os.kill(pid, signal.SIGABRT)
+    wait_until(lambda: len(pool.logged("at most 100 ms")) == 2, 2, "the line")
+    answers(pool)
+
+
+def test_a_worker_that_is_asked_to_stop_is_replaced_at_once(start_pool):
+    pool = start_pool()
+    pool.expect("ended with status 0; replaced at once")
+    answers(pool)
+    pid, = wait_for_workers(pool, 1)
+    os.kill(pid, signal.SIGTERM)
+    wait_until(lambda: children(pool.pid) not in ([], [pid]), 3, "a replacement")
+    answers(pool)
+
+
+def test_no_process_to_be_had(program, database, tmp_path):
+    """fork() fails; the pool goes on trying, and serves a second after there is room."""
+    user = pwd.getpwnam("nobody")
+    tmp_path.chmod(0o777)
+    if os.geteuid() != 0 or not reachable(program, user):
+        pytest.skip("needs root, and a program that everybody can run")
+    with socket.socket(socket.AF_UNIX) as listener, open(tmp_path / "log", "wb") as log:
+        listener.bind(str(tmp_path / "sock"))
+        listener.listen(64)
+        process = start(["prlimit", "--nproc=1:", "--", program, "--workers", "2", "--database", database],
+                        user="nobody", stdin=listener, stderr=log)
+    try:
+        text = lambda: (tmp_path / "log").read_text()
+        wait_until(lambda: text().count("cannot start a worker") >= 4, 5, "attempts")
+        assert children(process.pid) == []
+        # Its own user may change it, and not every root.
+        start(["prlimit", f"--pid={process.pid}", "--nproc=1000:"], user="nobody").wait(5)
+        raised = time.monotonic()
+        Fcgi(str(tmp_path / "sock")).ask(new_session(), new_url())
+        assert time.monotonic() - raised < 1.5
+    finally:
+        process.terminate()
+        assert process.wait(5) == 0
+
+
+def reachable(program, user):
+    return subprocess.run(["setpriv", "--reuid", str(user.pw_uid), "--regid", str(user.pw_gid), "--clear-groups",
+                           "test", "-x", program]).returncode == 0
+
+
+def test_a_program_that_cannot_start_says_so(program, database):
+    """Without workers the exit status is the worker's."""
+    done = subprocess.run(["prlimit", "--nofile=4:4", "--", program, "-w", "0", "--listen", f"127.0.0.1:{free_port()}", "-d", database],
+                          stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=10)
+    assert done.returncode == 1, done
+    assert CANNOT_START in done.stderr
+
+
+def test_a_parent_that_ignores_deaths(program, database, tmp_path):
+    """SIGCHLD may be ignored by who starts the pool, and that is inherited."""
+    path = str(tmp_path / "sock")
+    process = subprocess.Popen([program, "-l", path, "-w", "1", "-d", database], stderr=subprocess.DEVNULL,
+                               preexec_fn=lambda: signal.signal(signal.SIGCHLD, signal.SIG_IGN))
+    try:
+        pid, = wait_until(lambda: children(process.pid), 5, "a worker")
+        os.kill(pid, signal.SIGKILL)
+        wait_until(lambda: children(process.pid) not in ([], [pid]), 2, "a replacement")
+    finally:
+        process.terminate()
+        assert process.wait(5) == 0
+
+
+def test_workers_do_not_outlive_a_pool_that_is_killed(start_pool):
+    pool = start_pool(workers=2)
+    workers = wait_for_workers(pool, 2)
+    answers(pool)
+    pool.process.kill()
+    wait_until(lambda: all(state(pid) in ("Z", None) for pid in workers), 5, "the end of the workers")
+    assert pool.process.wait(5) == -signal.SIGKILL
 
 
 # Stopping
@@ -203,10 +325,62 @@ def test_stopping_with_half_a_request(start_pool):
         assert pool.stop() == 0
 
 
-def test_interrupt_stops_too(start_pool):
-    pool = start_pool()
+@pytest.mark.parametrize("workers", [0, 1, 2])
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGQUIT, signal.SIGUSR1])
+def test_other_signals_that_stop(start_site, merchant, workers, number):
+    site = start_site(workers=workers)
+    session, url = new_session(), new_url()
+    order = merchant.contract(session, url)
+    waiting = site.http.later(session, url, timeout_ms=30000)
+    assert site.pool.stop(number) == 0
+    assert_order(waiting.result(1), 202, order)
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGQUIT])
+def test_signals_of_a_terminal(start_pool, number):
+    """They reach the workers too, who leave them to the pool: no death is logged."""
+    pool = start_pool(workers=3)
     answers(pool)
-    assert pool.stop(signal.SIGINT) == 0
+    wait_for_workers(pool, 3)
+    os.killpg(pool.pid, number)
+    assert pool.process.wait(2) == 0
+
+
+def stop_for_good(pid):
+    """Make a process stuck: it reacts to nothing but SIGKILL."""
+    os.kill(pid, signal.SIGSTOP)
+    wait_until(lambda: state(pid) == "T", 2, "a worker that is stuck")
+
+
+KILLED = "did not stop within 1800 ms and is killed"
+
+
+@pytest.mark.parametrize("workers", [1, 3])
+def test_a_stuck_worker_is_killed_when_stopping(start_pool, workers):
+    pool = start_pool(workers=workers)
+    pool.expect(KILLED)
+    answers(pool)
+    stuck = wait_for_workers(pool, workers)[0]
+    stop_for_good(stuck)
+    begun = time.monotonic()
+    assert pool.stop(within=3) == 1
+    assert 1.5 < time.monotonic() - begun < 2.5
+    assert len(pool.logged(f"worker {stuck} {KILLED}")) == 1 and len(pool.logged(KILLED)) == 1
+
+
+def test_a_second_signal_does_not_put_off_the_end(start_pool):
+    pool = start_pool()
+    pool.expect(KILLED)
+    answers(pool)
+    stop_for_good(*wait_for_workers(pool, 1))
+    begun = time.monotonic()
+    pool.send(signal.SIGTERM)
+    time.sleep(1)
+    for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
+        pool.send(number)
+    assert pool.process.wait(3) == 1
+    assert time.monotonic() - begun < 2.5
+    assert len(pool.logged("info: stopping")) == 1 and not pool.logged("replaced")
 
 
 # Replacing
@@ -250,11 +424,10 @@ def test_replacing_workers_fails_no_request(program, database, merchant, keepali
         site.nginx.allow_errors = keepalive
         with Shoppers(site.nginx.port, session, url, order) as shoppers:
             for _ in range(3):
-                before = set(wait_for_workers(pool, 2))
+                before, asked = set(wait_for_workers(pool, 2)), shoppers.asked
                 pool.send(signal.SIGHUP)
                 wait_until(lambda: len(children(pool.pid)) == 2 and not before & set(children(pool.pid)), 10, "new workers")
-            time.sleep(0.2)
-        assert shoppers.asked > 100
+                wait_until(lambda: shoppers.asked > asked or shoppers.failures, 10, "shoppers that ask meanwhile")
         assert shoppers.failures == []
 
 
@@ -294,6 +467,155 @@ def test_many_replacements(start_pool):
         pool.send(signal.SIGHUP)
         wait_until(lambda: children(pool.pid) not in ([], [before]) and before not in children(pool.pid), 5, "a new worker")
         answers(pool)
+
+
+def replaced(pool):
+    return len(pool.logged("info: workers replaced"))
+
+
+def test_the_end_of_a_replacement_is_logged_when_it_has_come(start_pool):
+    """Not when the last old worker was told to stop: that takes a while, and may end with a kill."""
+    pool = start_pool(workers=2)
+    pool.expect(KILLED)
+    before = set(wait_for_workers(pool, 2))
+    answers(pool)
+    stop_for_good(max(before))
+    pool.send(signal.SIGHUP)
+    wait_until(lambda: replaced(pool), 8, "the line")
+    assert not before & set(children(pool.pid)) and len(children(pool.pid)) == 2
+    assert replaced(pool) == 1
+
+
+def test_a_stuck_worker_does_not_hold_up_a_replacement(start_pool):
+    pool = start_pool(workers=2)
+    pool.expect(KILLED)
+    before = wait_for_workers(pool, 2)
+    answers(pool)
+    for stuck in before:
+        stop_for_good(stuck)
+    pool.send(signal.SIGHUP)
+    most = 0
+    deadline = time.monotonic() + 10
+    while not replaced(pool) and time.monotonic() < deadline:
+        most = max(most, len(children(pool.pid)))
+        if most == 3:
+            answers(pool)
+        time.sleep(0.02)
+    assert most == 3, "one process too many, and never more"
+    assert replaced(pool) == 1 and len(pool.logged(KILLED)) == 2
+    assert not set(before) & set(children(pool.pid))
+    wait_for_workers(pool, 2)
+    answers(pool)
+
+
+def test_hanging_up_during_a_replacement(start_pool):
+    """All workers that are older than the last signal are replaced, and each once."""
+    pool = start_pool(workers=2)
+    pool.expect(KILLED)
+    first = wait_for_workers(pool, 2)
+    answers(pool)
+    for stuck in first:
+        stop_for_good(stuck)
+    pool.send(signal.SIGHUP)
+    between = wait_until(lambda: set(children(pool.pid)) - set(first), 4, "a new worker")
+    for _ in range(3):
+        pool.send(signal.SIGHUP)
+        time.sleep(0.05)
+    wait_until(lambda: replaced(pool), 10, "the line")
+    after = wait_for_workers(pool, 2)
+    assert not (between | set(first)) & set(after)
+    answers(pool)
+    # Nothing follows.
+    time.sleep(0.5)
+    assert children(pool.pid) == after and replaced(pool) == 1
+
+
+def test_stopping_during_a_replacement(start_pool):
+    pool = start_pool(workers=2)
+    pool.expect(KILLED)
+    first = wait_for_workers(pool, 2)
+    answers(pool)
+    for stuck in first:
+        stop_for_good(stuck)
+    pool.send(signal.SIGHUP)
+    wait_until(lambda: set(children(pool.pid)) - set(first), 4, "a new worker")
+    assert pool.stop(within=2.5) == 1
+    assert not replaced(pool)
+
+
+def test_a_worker_that_dies_during_a_replacement(start_pool):
+    pool = start_pool(workers=2)
+    pool.expect(KILLED, "killed by signal 9")
+    first = wait_for_workers(pool, 2)
+    answers(pool)
+    stop_for_good(first[0])
+    stop_for_good(first[1])
+    pool.send(signal.SIGHUP)
+    wait_until(lambda: set(children(pool.pid)) - set(first), 4, "a new worker")
+    for pid in set(children(pool.pid)):
+        os.kill(pid, signal.SIGKILL)
+    wait_until(lambda: replaced(pool), 5, "the line")
+    assert not set(first) & set(wait_for_workers(pool, 2))
+    time.sleep(0.3)
+    wait_for_workers(pool, 2)
+    answers(pool)
+
+
+def test_a_replacement_that_fails_leaves_old_workers(start_pool):
+    """The first new worker fails. The other old ones stay until one has survived its start."""
+    pool = start_pool(workers=3)
+    pool.expect(CANNOT_START, "at its start")
+    first = set(wait_for_workers(pool, 3))
+    answers(pool)
+    enough = limit_descriptors(pool.pid, 4)
+    pool.send(signal.SIGHUP)
+    wait_until(lambda: len(pool.logged("at its start")) >= 4, 10, "attempts")
+    assert len(first & set(children(pool.pid))) == 2 and not replaced(pool)
+    answers(pool)
+    limit_descriptors(pool.pid, enough)
+    wait_until(lambda: replaced(pool), 10, "the line")
+    assert not first & set(wait_for_workers(pool, 3))
+    answers(pool)
+
+
+def test_hanging_up_where_there_is_nothing_to_replace(start_pool):
+    pool = start_pool(workers=0)
+    answers(pool)
+    pool.send(signal.SIGHUP)
+    time.sleep(0.3)
+    answers(pool)
+
+
+# Behind nginx
+
+def kept_site(start_site, workers):
+    """nginx keeps one connection to the pool, and will use it for the next request."""
+    site = start_site(workers=workers)
+    site.pool.expect("killed by signal 9")
+    site.nginx.allow_errors = True
+    assert_error(site.http.ask(new_session(), new_url()), 404, 2038)
+    return site
+
+
+def test_a_request_on_a_connection_that_closes_just_then_is_asked_again(start_site):
+    site = kept_site(start_site, 1)
+    pid, = wait_for_workers(site.pool, 1)
+    stop_for_good(pid)
+    request = site.http.later(new_session(), new_url())
+    os.kill(pid, signal.SIGKILL)
+    assert_error(request.result(5), 404, 2038)
+
+
+def test_a_wait_whose_worker_dies_does_not_start_anew(start_site):
+    """It fails, since the client would wait for its timeout_ms a second time."""
+    site = kept_site(start_site, 1)
+    request = site.http.later(new_session(), new_url(), timeout_ms=20000)
+    time.sleep(4)
+    os.kill(*wait_for_workers(site.pool, 1), signal.SIGKILL)
+    answer = request.result(2)
+    assert answer.status == 502 and answer.seconds < 6
+    # The next one is served.
+    assert_error(site.http.ask(new_session(), new_url()), 404, 2038)
 
 
 # Descriptors

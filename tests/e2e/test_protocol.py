@@ -1,8 +1,17 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
 """FastCGI on the raw socket: what a web server may send, and what only somebody hostile would."""
 
+import collections
+import contextlib
+import os
+import pathlib
 import random
+import re
+import resource
+import select
+import socket
 import struct
+import subprocess
 import time
 
 import pytest
@@ -11,10 +20,12 @@ import fastcgi
 from client import assert_error, target
 from conftest import CheckedPool
 from fastcgi import (ABORT_REQUEST, AUTHORIZER, BEGIN_REQUEST, CANT_MPX_CONN, DATA, END_REQUEST, FILTER, GET_VALUES,
-                     GET_VALUES_RESULT, PARAMS, REQUEST_COMPLETE, STDIN, STDOUT, UNKNOWN_ROLE, UNKNOWN_TYPE)
+                     GET_VALUES_RESULT, KEEP_CONN, PARAMS, REQUEST_COMPLETE, STDIN, STDOUT, UNKNOWN_ROLE, UNKNOWN_TYPE)
 from merchant import new_session, new_url
+from servers import ROOT, free_port, wait_until
 
 SILENCE = 5
+SLACK = 1.0
 
 
 @pytest.fixture(scope="module")
@@ -363,6 +374,12 @@ def test_silence(worker):
     silent = [fastcgi.Connection(worker.connect_to) for _ in range(4)]
     for connection, length in zip(silent, (3, len(fastcgi.begin()), len(whole) // 2, len(whole) - 1)):
         connection.send(whole[:length])
+    # Right after an answer, and after what is no request.
+    silent += [fastcgi.Connection(worker.connect_to) for _ in range(2)]
+    silent[-2].send(parked(timeout_ms=100), fastcgi.begin(id=2)[:3])
+    assert unknown(silent[-2].reply())
+    silent[-1].send(fastcgi.record(GET_VALUES, id=0))
+    assert silent[-1].read().type == GET_VALUES_RESULT
     with fastcgi.Connection(worker.connect_to) as kept:
         kept.send(fastcgi.request(variables(), keep=True))
         assert unknown(kept.reply())
@@ -374,3 +391,348 @@ def test_silence(worker):
         time.sleep(SILENCE + 2.5 - (time.monotonic() - begun))
         kept.send(fastcgi.request(variables(), keep=True))
         assert unknown(kept.reply())
+
+
+# An answer while the peer is within its next record
+
+@pytest.mark.parametrize("kind", [BEGIN_REQUEST, ABORT_REQUEST, PARAMS, STDIN])
+def test_answer_within_a_record(worker, kind):
+    """A record of the next request is cut at each byte, the answer to the first one comes in between, then the rest."""
+    content = struct.pack("!HB5x", 1, KEEP_CONN)
+    record, request = fastcgi.record(kind, content, id=2, padding=3), fastcgi.request(variables(), id=2)
+    rest = request[len(fastcgi.begin()):] if kind == BEGIN_REQUEST else request
+    with contextlib.ExitStack() as stack:
+        connections = [stack.enter_context(fastcgi.Connection(worker.connect_to)) for _ in range(len(record))]
+        for cut, connection in enumerate(connections):
+            connection.send(parked(timeout_ms=400), record[:cut])
+        for cut, connection in enumerate(connections):
+            assert unknown(connection.reply())
+            connection.send(record[cut:], rest)
+            assert unknown(connection.reply(id=2))
+
+
+# A peer that leaves, and one that only has nothing more to send
+
+def leaves_by_close(connection):
+    connection.close()
+
+
+def leaves_by_shutdown(connection):
+    connection.socket.shutdown(socket.SHUT_RDWR)
+
+
+def leaves_by_reset(connection):
+    connection.socket.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, b"\1\0\0\0\0\0\0\0")
+    connection.close()
+
+
+def leaves_after_half_closing(connection):
+    connection.socket.shutdown(socket.SHUT_WR)
+    time.sleep(0.1)
+    connection.close()
+
+
+def waits(pool, timeout_ms=300):
+    """Whether a request may wait: false where --max-waiting do already."""
+    return pool.fcgi.ask(new_session(), new_url(), timeout_ms=timeout_ms).seconds >= timeout_ms / 1000
+
+
+@pytest.mark.parametrize("address", [None, "127.0.0.1"])
+@pytest.mark.parametrize("leave", [leaves_by_close, leaves_by_shutdown, leaves_by_reset, leaves_after_half_closing])
+def test_leaving_frees_the_place(start_pool, address, leave):
+    address = address and f"{address}:{free_port()}"
+    pool = start_pool("--max-waiting", "1", "--poll-interval", "100", address=address)
+    with fastcgi.Connection(pool.connect_to) as connection:
+        connection.send(parked())
+        wait_until(lambda: not waits(pool), what="the place is taken")
+        leave(connection)
+        wait_until(lambda: waits(pool), what="the place is free")
+
+
+@pytest.mark.parametrize("keep", [False, True])
+@pytest.mark.parametrize("timeout_ms", [0, 500])
+def test_half_closing_is_not_leaving(connection, keep, timeout_ms):
+    connection.send(parked(keep=keep, timeout_ms=timeout_ms))
+    connection.socket.shutdown(socket.SHUT_WR)
+    assert unknown(connection.reply())
+    assert connection.seconds_until_closed() < 1
+
+
+def test_half_closing_late_is_not_leaving(connection):
+    connection.send(parked(timeout_ms=700))
+    time.sleep(0.2)
+    connection.socket.shutdown(socket.SHUT_WR)
+    assert unknown(connection.reply())
+    assert connection.seconds_until_closed() < 1
+
+
+def test_half_a_request_and_half_closing(connection):
+    connection.send(fastcgi.begin())
+    connection.socket.shutdown(socket.SHUT_WR)
+    assert connection.seconds_until_closed() < 1
+
+
+def test_the_log_has_the_reason(start_pool):
+    pool = start_pool("--verbose")
+    for sent, reason in ((fastcgi.record(77), "not a FastCGI request within the bounds"),
+                         (fastcgi.abort(), "aborted by the peer"), (None, "closed by the peer")):
+        with fastcgi.Connection(pool.connect_to) as connection:
+            connection.send(parked())
+            time.sleep(0.2)
+            if sent:
+                connection.send(sent)
+        wait_until(lambda: pool.logged(f"debug: connection [0-9]+: {reason}, while a request was open"), what=reason)
+
+
+def test_keepalive_probes_on_tcp(start_pool):
+    port = free_port()
+    pool = start_pool(address=f"127.0.0.1:{port}")
+    with fastcgi.Connection(pool.connect_to) as connection:
+        connection.send(parked())
+        time.sleep(0.2)
+        theirs = f"{port:04X}"
+        established = [line.split() for line in pathlib.Path("/proc/net/tcp").read_text().splitlines()
+                       if line.split()[1].endswith(":" + theirs) and line.split()[3] == "01"]
+        assert [fields[5].split(":")[0] for fields in established] == ["02"], "no keepalive timer"
+
+
+# When descriptors run short
+
+SHORT = 60
+CONNECTIONS = SHORT - 24
+
+
+@pytest.fixture
+def short(start_pool):
+    """A pool of one worker whose limit on descriptors has been lowered while it runs."""
+    pool = start_pool("--poll-interval", "100")
+    lower_limit(pool, pool.workers()[0], SHORT)
+    return pool
+
+
+def lower_limit(pool, worker, descriptors):
+    resource.prlimit(worker, resource.RLIMIT_NOFILE, (descriptors, descriptors))
+    time.sleep(1.2)
+    for _ in range(8):
+        pool.fcgi.ask(new_session(), new_url())
+
+
+def kept_idle(pool):
+    connection = fastcgi.Connection(pool.connect_to)
+    connection.send(fastcgi.request(variables(), keep=True))
+    assert unknown(connection.reply())
+    return connection
+
+
+def is_served(pool, count=5):
+    for _ in range(count):
+        answer = pool.fcgi.ask(new_session(), new_url())
+        assert_error(answer, 404, 2038)
+        assert answer.seconds < SLACK
+
+
+def test_idle_connections_give_way_oldest_first(short):
+    with contextlib.ExitStack() as stack:
+        kept = [stack.enter_context(kept_idle(short)) for _ in range(2 * CONNECTIONS)]
+        is_served(short)
+        assert kept[0].read() is None
+        assert kept[CONNECTIONS - 1].read() is None
+        kept[-1].send(fastcgi.request(variables(), keep=True))
+        assert unknown(kept[-1].reply())
+
+
+def test_idle_connections_give_way_where_the_limit_is_not_ours(start_pool):
+    """accept() says that there is no descriptor before we expect it."""
+    pool = start_pool()
+    worker = pool.workers()[0]
+    with contextlib.ExitStack() as stack:
+        kept = [stack.enter_context(kept_idle(pool)) for _ in range(20)]
+        highest = max(int(entry.name) for entry in pathlib.Path(f"/proc/{worker}/fd").iterdir())
+        resource.prlimit(worker, resource.RLIMIT_NOFILE, (highest + 1, highest + 1))
+        is_served(pool)
+        assert kept[0].read() is None
+
+
+def test_parked_requests_leave_room(short):
+    with contextlib.ExitStack() as stack:
+        crowd = []
+        for _ in range(2 * CONNECTIONS):
+            crowd.append(stack.enter_context(fastcgi.Connection(short.connect_to)))
+            crowd[-1].send(parked(keep=False, timeout_ms=8000))
+            is_served(short, count=1)
+        ready, _, _ = select.select([connection.socket for connection in crowd], [], [], 0)
+        assert CONNECTIONS / 2 < len(crowd) - len(ready) < CONNECTIONS - 5
+        is_served(short)
+
+
+@pytest.mark.parametrize("sent", [fastcgi.record(GET_VALUES, b"", id=0), b"", fastcgi.begin()[:3]], ids=["values", "nothing", "header"])
+def test_silent_connections_give_way(short, sent):
+    """Nobody else gets in for longer than a second or two."""
+    short.expect("no descriptors for more connections")
+    with contextlib.ExitStack() as stack:
+        for _ in range(CONNECTIONS):
+            stack.enter_context(fastcgi.Connection(short.connect_to)).send(sent)
+        answer = short.fcgi.ask(new_session(), new_url())
+        assert_error(answer, 404, 2038)
+        assert answer.seconds < 2 + SLACK
+
+
+def test_a_full_worker_leaves_new_connections_to_another(start_pool):
+    """It would take their wake-up, and could do nothing with it."""
+    pool = start_pool("--poll-interval", "100", workers=2)
+    pool.expect("no descriptors for more connections")
+    with contextlib.ExitStack() as stack:
+        for _ in range(80):
+            stack.enter_context(fastcgi.Connection(pool.connect_to)).send(parked())
+            time.sleep(0.005)
+        lower_limit(pool, pool.workers()[0], 40)
+        wait_until(lambda: pool.logged("no descriptors for more connections"), what="one worker is full")
+        is_served(pool, count=30)
+
+
+# Memory
+
+@pytest.fixture(scope="session")
+def plain_program(program, tmp_path_factory):
+    """The program without AddressSanitizer, whose allocator has no limits: built here if need be."""
+    if b"__asan_init" not in pathlib.Path(program).read_bytes():
+        return program
+    build = tmp_path_factory.mktemp("plain") / "build"
+    for command in (["setup", "-Db_sanitize=none", build, ROOT], ["compile", "-C", build, "merchant-sessions.fcgi"]):
+        subprocess.run(["meson", *command], check=True, stdout=subprocess.DEVNULL)
+    return build / "fcgi" / "merchant-sessions.fcgi"
+
+
+def memory(pid, what):
+    """A line of /proc/PID/status, in bytes."""
+    status = pathlib.Path(f"/proc/{pid}/status").read_text()
+    return int(re.search(rf"{what}:\s+(\d+) kB", status)[1]) * 1024
+
+
+def large(**more):
+    """Parameters of 60 KB in which there is nothing to complain of: REQUEST_URI and QUERY_STRING."""
+    uri = target(new_session(), new_url(), "shop", more.pop("timeout_ms", 0)) + "&x=" + "y" * 30000
+    return fastcgi.variables(uri, **more)
+
+
+def test_large_requests_do_not_keep_memory_while_the_database_stalls(plain_program, postgres, database):
+    with CheckedPool(plain_program, "--workers", "1", "--db-timeout", "20000", database=database) as pool, \
+            contextlib.ExitStack() as stack:
+        is_served(pool)
+        worker = pool.workers()[0]
+        before = memory(worker, "VmRSS")
+        stack.callback(postgres.resume)
+        postgres.pause()
+        crowd = [stack.enter_context(fastcgi.Connection(pool.connect_to)) for _ in range(600)]
+        for connection in crowd:
+            connection.send(fastcgi.request(large()))
+        time.sleep(0.5)
+        assert memory(worker, "VmRSS") - before < 600 * 60000 / 4
+        postgres.resume()
+        for connection in crowd:
+            assert unknown(connection.reply())
+
+
+def test_out_of_memory(plain_program, database):
+    """Requests are refused or closed while there is none; who waits stays, and is answered; the worker lives."""
+    with CheckedPool(plain_program, "--workers", "1", "--poll-interval", "100", database=database) as pool, \
+            contextlib.ExitStack() as stack:
+        pool.expect("out of memory", "database")
+        is_served(pool)
+        worker = pool.workers()[0]
+        waiting = [stack.enter_context(fastcgi.Connection(pool.connect_to)) for _ in range(50)]
+        for connection in waiting:
+            connection.send(parked(timeout_ms=3000))
+        time.sleep(0.3)
+        limit = memory(worker, "VmSize")
+        resource.prlimit(worker, resource.RLIMIT_AS, (limit, resource.RLIM_INFINITY))
+        hoard = [stack.enter_context(fastcgi.Connection(pool.connect_to)) for _ in range(100)]
+        refused = 0
+        for connection in hoard:
+            connection.send(fastcgi.begin() + fastcgi.record(PARAMS, fastcgi.pairs(large())[:60000]))
+            with fastcgi.Connection(pool.connect_to) as other:
+                other.send(fastcgi.request(large(timeout_ms=3000)))
+                if select.select([other.socket], [], [], 0.05)[0]:
+                    reply = other.reply()
+                    assert reply is None or reply.status in (404, 500)
+                    refused += reply is None or reply.status == 500
+        assert refused > 10
+        replies = [connection.reply() for connection in waiting]
+        assert all(reply is not None and reply.status in (404, 500) for reply in replies)
+        assert pool.workers() == [worker]
+        resource.prlimit(worker, resource.RLIMIT_AS, (resource.RLIM_INFINITY, resource.RLIM_INFINITY))
+        for connection in hoard:
+            connection.close()
+        wait_until(lambda: pool.fcgi.ask(new_session(), new_url()).status == 404, what="served again")
+        assert pool.workers() == [worker]
+
+
+# Sharing the load
+
+def connections_of(worker):
+    count = 0
+    for entry in pathlib.Path(f"/proc/{worker}/fd").iterdir():
+        with contextlib.suppress(FileNotFoundError):
+            count += os.readlink(entry).startswith("socket:")
+    return count
+
+
+def gained(pool, before):
+    return [connections_of(worker) - count for worker, count in before.items()]
+
+
+def assert_shared(shares, total):
+    assert sum(shares) == total
+    assert max(shares) <= 1.2 * min(shares), shares
+
+
+@pytest.fixture
+def four(start_pool):
+    """Four workers that have connected to the database."""
+    pool = start_pool("--max-waiting", "100", "--poll-interval", "100", workers=4)
+    wait_until(lambda: len(pool.logged("database: connected")) == 4, what="four workers")
+    return pool
+
+
+def test_waiting_requests_are_shared(four):
+    before = {worker: connections_of(worker) for worker in four.workers()}
+    with contextlib.ExitStack() as stack:
+        for _ in range(240):
+            stack.enter_context(fastcgi.Connection(four.connect_to)).send(parked(keep=False))
+            time.sleep(0.005)
+        time.sleep(0.3)
+        assert_shared(gained(four, before), 240)
+
+
+def test_a_burst_of_kept_connections_is_shared(four):
+    before = {worker: connections_of(worker) for worker in four.workers()}
+    with contextlib.ExitStack() as stack:
+        crowd = [stack.enter_context(fastcgi.Connection(four.connect_to)) for _ in range(120)]
+        for connection in crowd:
+            connection.send(fastcgi.request(variables(), keep=True))
+        for connection in crowd:
+            assert unknown(connection.reply())
+        shares = gained(four, before)
+        assert sum(shares) == 120
+        assert max(shares) <= 2 * min(shares), shares
+
+
+def test_kept_connections_are_shared(four):
+    before = {worker: connections_of(worker) for worker in four.workers()}
+    with contextlib.ExitStack() as stack:
+        for _ in range(64):
+            stack.enter_context(kept_idle(four))
+            time.sleep(0.005)
+        assert_shared(gained(four, before), 64)
+
+
+def test_short_requests_are_shared(start_pool):
+    """Each on a connection of its own. The debug log has a line for each connection that is answered."""
+    pool = start_pool("--verbose", workers=4)
+    wait_until(lambda: len(pool.logged("database: connected")) == 4, what="four workers")
+    for _ in range(200):
+        assert_error(pool.fcgi.ask(new_session(), new_url()), 404, 2038)
+    answered = "connection [0-9]+: answered"
+    wait_until(lambda: len(pool.logged(answered)) == 200, what="the log")
+    answered = collections.Counter(line.split()[0] for line in pool.logged(answered))
+    assert_shared(list(answered.values()), 200)

@@ -346,7 +346,7 @@ static void check_options(const struct model *model, const struct options *optio
     CHECK(is_same_text(options->listen, model->listen));
     CHECK(is_number(model, WORKERS, options->workers, processors));
     CHECK(is_number(model, SOCKET_MODE, options->socket_mode, 0660));
-    CHECK(is_number(model, POLL_INTERVAL, options->poll_interval_ms, 250));
+    CHECK(is_number(model, POLL_INTERVAL, options->poll_interval_ms, 25));
     CHECK(is_number(model, MAX_WAIT, options->max_wait_ms, 50000));
     CHECK(is_number(model, MAX_WAITING, options->max_waiting, 8192));
     CHECK(is_number(model, DB_TIMEOUT, options->db_timeout_ms, 2000));

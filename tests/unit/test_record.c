@@ -41,20 +41,66 @@ static void put_begin(int id, int role, int flags)
     put(FCGI_BEGIN_REQUEST, id, body, 8);
 }
 
-static const char pairs[] = "\x01\x01"
-                            "ab"
-                            "\x02\x00"
-                            "cd"
-                            "\x01\x80\x00\x00\x03"
-                            "efgh";
+/* Parameters that are wanted, in all forms that a pair may have. */
+#define WANTED                         \
+    "\x0e\x03"                         \
+    "REQUEST_METHODGET"                \
+    "\x0c\x00"                         \
+    "QUERY_STRING"                     \
+    "\x80\x00\x00\x09\x80\x00\x00\x02" \
+    "PATH_INFO/x"
+/* Parameters that are not: another name, a wanted name again, and names that are like it. */
+#define UNWANTED           \
+    "\x01\x01"             \
+    "ab"                   \
+    "\x09\x00"             \
+    "PATH_INFO"            \
+    "\x08\x80\x00\x00\x03" \
+    "PATH_INFefg"          \
+    "\x0a\x00"             \
+    "PATH_INFO="           \
+    "\x00\x00"
+static const char wanted[] = WANTED;
+static const char pairs[] = WANTED UNWANTED;
 #define PAIRS_LENGTH (sizeof pairs - 1)
+
+static void put_request_of(int id, int flags, const char *params, size_t length)
+{
+    put_begin(id, FCGI_RESPONDER, flags);
+    if (length)
+        put(FCGI_PARAMS, id, params, length);
+    put(FCGI_PARAMS, id, NULL, 0);
+    put(FCGI_STDIN, id, NULL, 0);
+}
 
 static void put_request(int id, int flags)
 {
-    put_begin(id, FCGI_RESPONDER, flags);
-    put(FCGI_PARAMS, id, pairs, PAIRS_LENGTH);
-    put(FCGI_PARAMS, id, NULL, 0);
-    put(FCGI_STDIN, id, NULL, 0);
+    put_request_of(id, flags, pairs, PAIRS_LENGTH);
+}
+
+/* The complete request is written again with these parameters. */
+static void assert_request(
+    const struct record_reader *reader, int id, int flags, const char *params, size_t length)
+{
+    static struct wire expected, written;
+    struct wire before = wire;
+    struct record_request request;
+
+    wire.length = 0;
+    put_request_of(id, flags, params, length);
+    expected = wire;
+    wire = before;
+    record_request(reader, &request);
+    written.length = 0;
+    for (size_t i = 0; i < COUNT_OF(request.parts); i++) {
+        if (request.parts[i].iov_len)
+            memcpy(written.bytes + written.length, request.parts[i].iov_base,
+                request.parts[i].iov_len);
+        written.length += request.parts[i].iov_len;
+    }
+    assert_int_equal(request.length, written.length);
+    assert_int_equal(written.length, expected.length);
+    assert_memory_equal(written.bytes, expected.bytes, written.length);
 }
 
 /* Feeds all that is on the wire, step bytes at a time, up to the first event that isn't
@@ -91,8 +137,6 @@ static void test_request_in_pieces_of_any_size(void **state)
     (void)state;
     for (size_t i = 0; i < COUNT_OF(steps); i++) {
         struct record_reader reader = {0};
-        const unsigned char *request;
-        size_t length;
 
         assert_true(record_is_between(&reader));
         put_request(0x1234, FCGI_KEEP_CONN);
@@ -100,11 +144,7 @@ static void test_request_in_pieces_of_any_size(void **state)
         assert_int_equal(wire.length, 0);
         assert_int_equal(reader.request_id, 0x1234);
         assert_true(reader.keep);
-        request = record_request(&reader, &length);
-        put_request(0x1234, FCGI_KEEP_CONN);
-        assert_int_equal(length, wire.length);
-        assert_memory_equal(request, wire.bytes, length);
-        wire.length = 0;
+        assert_request(&reader, 0x1234, FCGI_KEEP_CONN, wanted, sizeof wanted - 1);
         record_next(&reader);
         assert_true(record_is_between(&reader));
     }
@@ -113,8 +153,6 @@ static void test_request_in_pieces_of_any_size(void **state)
 static void test_records_are_joined_and_padding_dropped(void **state)
 {
     struct record_reader reader = {0};
-    const unsigned char *request;
-    size_t length;
 
     (void)state;
     put_begin(1, FCGI_RESPONDER, 0);
@@ -125,31 +163,24 @@ static void test_records_are_joined_and_padding_dropped(void **state)
     put(FCGI_STDIN, 1, NULL, 0);
     assert_int_equal(feed(&reader, 11), RECORD_REQUEST);
     assert_false(reader.keep);
-    request = record_request(&reader, &length);
-    wire.length = 0;
-    put_request(1, 0);
-    assert_int_equal(length, wire.length);
-    assert_memory_equal(request, wire.bytes, length);
+    assert_request(&reader, 1, 0, wanted, sizeof wanted - 1);
+    /* What is left of it is enough to answer it. */
     record_forget(&reader);
+    assert_request(&reader, 1, 0, NULL, 0);
+    record_close(&reader);
 }
 
 static void test_request_without_parameters(void **state)
 {
     struct record_reader reader = {0};
-    unsigned char bare[RECORD_BARE_REQUEST];
-    const unsigned char *request;
-    size_t length;
 
     (void)state;
     put_begin(7, FCGI_RESPONDER, 0);
     put(FCGI_PARAMS, 7, NULL, 0);
     put(FCGI_STDIN, 7, NULL, 0);
     assert_int_equal(feed(&reader, 100), RECORD_REQUEST);
-    request = record_request(&reader, &length);
-    record_bare_request(&reader, bare);
-    assert_int_equal(length, sizeof bare);
-    assert_memory_equal(request, bare, length);
-    record_forget(&reader);
+    assert_request(&reader, 7, 0, NULL, 0);
+    record_close(&reader);
 }
 
 static void test_large_body_is_passed_over(void **state)
@@ -164,11 +195,11 @@ static void test_large_body_is_passed_over(void **state)
     for (int i = 0; i < 20; i++) {
         put(FCGI_STDIN, 1, body, sizeof body);
         assert_int_equal(feed(&reader, 1000), RECORD_MORE);
-        assert_true(reader.room < 200);
+        assert_int_equal(reader.params.room, 0);
     }
     put(FCGI_STDIN, 1, NULL, 0);
     assert_int_equal(feed(&reader, 1000), RECORD_REQUEST);
-    record_forget(&reader);
+    record_close(&reader);
 }
 
 static void test_bound_on_params(void **state)
@@ -195,7 +226,7 @@ static void test_bound_on_params(void **state)
     put(FCGI_PARAMS, 1, large, sizeof large);
     put(FCGI_PARAMS, 1, large, 1);
     assert_int_equal(feed(&reader, 5000), RECORD_BROKEN);
-    record_forget(&reader);
+    record_close(&reader);
 }
 
 static void expect_broken_params(const char *params, size_t length)
@@ -207,7 +238,7 @@ static void expect_broken_params(const char *params, size_t length)
     put(FCGI_PARAMS, 1, params, length);
     put(FCGI_PARAMS, 1, NULL, 0);
     assert_int_equal(feed(&reader, 100), RECORD_BROKEN);
-    record_forget(&reader);
+    record_close(&reader);
 }
 
 static void test_unsound_pairs(void **state)
@@ -258,7 +289,7 @@ static void test_other_broken_records(void **state)
         put_begin(1, FCGI_RESPONDER, 0);
         put(types[i], types[i] == FCGI_GET_VALUES ? 0 : 1, "\0\1\0\0\0\0\0", 8);
         assert_int_equal(feed(&reader, 100), RECORD_BROKEN);
-        record_forget(&reader);
+        record_close(&reader);
     }
 }
 
@@ -294,7 +325,7 @@ static void test_second_request_and_abort(void **state)
     assert_int_equal(feed(&reader, 100), RECORD_MORE);
     put(FCGI_ABORT_REQUEST, 1, NULL, 0);
     assert_int_equal(feed(&reader, 100), RECORD_ABORT);
-    record_forget(&reader);
+    record_close(&reader);
 }
 
 static void test_get_values(void **state)
@@ -354,6 +385,50 @@ static void test_end_request(void **state)
     assert_memory_equal(bytes, wire.bytes, sizeof bytes);
 }
 
+/*
+ * A request is whole, and the peer has sent a part of its next BEGIN_REQUEST, or of any record,
+ * when the answer goes out: at each byte, the record goes on as it would have without that.
+ */
+static void test_answer_within_a_record(void **state)
+{
+    static const int types[] = {
+        FCGI_BEGIN_REQUEST, FCGI_ABORT_REQUEST, FCGI_PARAMS, FCGI_STDIN, 77};
+
+    (void)state;
+    for (size_t i = 0; i < COUNT_OF(types); i++) {
+        for (size_t cut = 0; cut <= 8 + 8 + 3; cut++) {
+            struct record_reader reader = {0};
+            struct wire rest;
+            bool begin = types[i] == FCGI_BEGIN_REQUEST;
+
+            wire.length = 0;
+            put_request(1, FCGI_KEEP_CONN);
+            assert_int_equal(feed(&reader, 1000), RECORD_REQUEST);
+            put_record(1, types[i], 2, "\0\1\0\0\0\0\0", 8, 3);
+            rest.length = wire.length - cut;
+            memcpy(rest.bytes, wire.bytes + cut, rest.length);
+            wire.length = cut;
+            assert_int_equal(
+                feed(&reader, 1000), begin && rest.length == 0 ? RECORD_SECOND : RECORD_MORE);
+            record_next(&reader);
+            wire = rest;
+            if (begin && rest.length == 0)
+                put_begin(2, FCGI_RESPONDER, 0);
+            if (!begin) {
+                assert_int_equal(feed(&reader, 1), RECORD_MORE);
+                assert_true(record_is_between(&reader));
+                put_begin(2, FCGI_RESPONDER, 0);
+            }
+            put(FCGI_PARAMS, 2, wanted, sizeof wanted - 1);
+            put(FCGI_PARAMS, 2, NULL, 0);
+            put(FCGI_STDIN, 2, NULL, 0);
+            assert_int_equal(feed(&reader, 1), RECORD_REQUEST);
+            assert_request(&reader, 2, 0, wanted, sizeof wanted - 1);
+            record_close(&reader);
+        }
+    }
+}
+
 /* What a reader makes of some bytes, in steps of the given size: its events, and what it keeps. */
 struct outcome {
     enum record_event events[32];
@@ -380,10 +455,11 @@ static void read_all(
         if (event == RECORD_REQUEST)
             record_next(&reader);
     }
-    outcome->length = reader.length < sizeof outcome->kept ? reader.length : sizeof outcome->kept;
+    outcome->length =
+        reader.params.length < sizeof outcome->kept ? reader.params.length : sizeof outcome->kept;
     if (outcome->length)
-        memcpy(outcome->kept, reader.bytes, outcome->length);
-    record_forget(&reader);
+        memcpy(outcome->kept, reader.params.at, outcome->length);
+    record_close(&reader);
 }
 
 /* Requests with bytes changed at random: whatever comes of it does not depend on how it was cut,
@@ -425,6 +501,7 @@ int main(void)
         cmocka_unit_test_setup(test_get_values, reset),
         cmocka_unit_test_setup(test_unknown_management_record, reset),
         cmocka_unit_test_setup(test_end_request, reset),
+        cmocka_unit_test_setup(test_answer_within_a_record, reset),
         cmocka_unit_test_setup(test_random_records, reset),
     };
 
