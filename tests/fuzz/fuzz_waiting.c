@@ -66,12 +66,18 @@ enum fuzz_need {
     NEEDS /* how many there are */
 };
 
+/* The least that a budget of polling can hold, at a time. */
+struct fuzz_credit {
+    usec_t least, at;
+};
+
 /* What the model knows of one key. */
 struct fuzz_key {
     char session[16];
     size_t count[STATES], guests;
     bool in_batch;
     const struct session_answer *answer; /* while the batch that asked for it is settled */
+    bool told_by_poll;                   /* the order is the one that a poll found */
     bool looked_up, claimed;
     enum session_status status;
     unsigned order;     /* 0: none */
@@ -117,10 +123,10 @@ static struct fuzz_world {
     struct waiting_batch batch;
     usec_t sent_at, check_took, road_max; /* of checks: how long the last and the slowest took */
     uint64_t sent, sent_everything, sent_claimed, sent_unclaimed;
-    bool claimed_first; /* since the last change was seen no claimed key was polled */
-    bool poll_is_free;  /* the poll under way is the first of claimed keys after a change */
-    usec_t poll_ended;  /* when the last one came back */
-    usec_t polling;     /* what polls within the budget took, at least */
+    enum fuzz_need last_poll; /* which keys the last poll was about */
+    usec_t poll_ended;        /* when the last one came back */
+    usec_t polling[NEEDS];    /* what the polls of each kind took, at least */
+    struct fuzz_credit credits[NEEDS];
     struct fuzz_debt debts[NEEDS];
     size_t needs[NEEDS]; /* keys by need */
 } w;
@@ -384,7 +390,7 @@ static void model_check_watch(const struct fuzz_guest *guest)
     CHECK(!watch->order_id == (key->order == 0));
     if (!watch->order_id)
         return;
-    fuzz_order_name(name, key->order, false);
+    fuzz_order_name(name, key->order, key->told_by_poll);
     CHECK(strcmp(watch->order_id, name) == 0);
 }
 
@@ -656,7 +662,6 @@ static void model_check_nothing(usec_t due)
         CHECK(due == USEC_NEVER);
     if (model_count(WAITER_PARKED) > 0)
         CHECK(due <= w.now + usec_max(w.interval, w.check_took));
-    CHECK(!w.claimed_first || model_count_stale(NEED_CLAIMED) == 0);
     model_check_pause(NEED_CLAIMED);
     model_check_pause(NEED_UNCLAIMED);
 }
@@ -680,34 +685,38 @@ static void model_check_everything(size_t new, size_t last)
     CHECK(new + last == w.batch.count);
     CHECK(new >= model_min(all_new, all_last > 0 ? NEW_SHARE : SESSION_BATCH_MAX));
     CHECK(last >= model_min(all_last, LAST_SHARE));
-    CHECK(last == model_min(all_last, SESSION_BATCH_MAX - new));
+    CHECK(new + last == model_min(all_new + all_last, SESSION_BATCH_MAX));
 }
 
-/* Polls that go beyond the first one of claimed keys keep to their tenth of the time. */
-static void model_check_budget(void)
+/* The polls of each kind keep to their tenth of the time. */
+static void model_check_budget(enum fuzz_need need)
 {
-    CHECK(w.polling <= (w.now - w.start) / POLL_FRACTION + POLL_CREDIT_MAX + POLL_CHARGE_MAX);
+    CHECK(w.polling[need] <= (w.now - w.start) / POLL_FRACTION + POLL_CREDIT_MAX + POLL_CHARGE_MAX);
 }
 
-/* A poll: only parked keys that may have changed, after each change first of claimed ones. */
+static usec_t model_credit(enum fuzz_need need)
+{
+    const struct fuzz_credit *credit = &w.credits[need];
+
+    return usec_min(credit->least + (w.now - credit->at) / POLL_FRACTION, POLL_CREDIT_MAX);
+}
+
+/* A poll: only parked keys that may have changed. Claimed ones go first if their budget allows, but
+ * take turns with the others. */
 static void model_check_poll(size_t claimed, size_t unclaimed)
 {
+    enum fuzz_need need = claimed > 0 ? NEED_CLAIMED : NEED_UNCLAIMED;
+
     CHECK(w.checked);
     CHECK(claimed + unclaimed == w.batch.count);
-    w.poll_is_free = w.claimed_first && claimed > 0;
-    if (w.claimed_first && model_count_stale(NEED_CLAIMED) > 0)
-        CHECK(claimed > 0 && unclaimed == 0);
-    if (!w.poll_is_free)
-        model_check_budget();
-    if (claimed > 0) {
-        w.claimed_first = false;
-        w.sent_claimed++;
-        model_pay_debt(NEED_CLAIMED);
-    }
-    if (unclaimed > 0) {
-        w.sent_unclaimed++;
-        model_pay_debt(NEED_UNCLAIMED);
-    }
+    CHECK(claimed == 0 || unclaimed == 0);
+    if (unclaimed > 0 && model_count_stale(NEED_CLAIMED) > 0)
+        CHECK(w.last_poll == NEED_CLAIMED || model_credit(NEED_CLAIMED) <= 0);
+    model_check_budget(need);
+    model_pay_debt(need);
+    w.last_poll = need;
+    w.sent_claimed += claimed > 0;
+    w.sent_unclaimed += unclaimed > 0;
 }
 
 static void model_check_batch(void)
@@ -826,9 +835,12 @@ static void model_learn(struct fuzz_key *key, const struct session_answer *answe
     key->seen = w.snapshot_commit;
     key->version_known = w.checked;
     key->version = w.version;
-    if (!everything && answer->status != SESSION_PAID)
+    /* A poll knows nothing of unclaimed orders. */
+    if (!everything && answer->status != SESSION_PAID &&
+        (answer->status != SESSION_UNPAID || key->status != SESSION_UNKNOWN))
         return;
     key->looked_up = true;
+    key->told_by_poll = !everything && answer->status == SESSION_UNPAID;
     key->status = answer->status;
     key->order = answer->order_id ? order : 0;
 }
@@ -856,11 +868,12 @@ static void model_check_park_limit(size_t before, size_t limit)
 /* What the poll took at the least, whatever the road to the database is believed to take. */
 static void model_charge_poll(void)
 {
-    usec_t work = usec_max(w.now - w.sent_at - w.road_max, 0);
+    usec_t took = w.now - w.sent_at, work = usec_max(took - w.road_max, 0);
+    usec_t left = model_credit(w.last_poll) - usec_min(took, POLL_CHARGE_MAX);
 
     w.poll_ended = w.now;
-    if (!w.poll_is_free)
-        w.polling += usec_min(work, POLL_CHARGE_MAX);
+    w.polling[w.last_poll] += usec_min(work, POLL_CHARGE_MAX);
+    w.credits[w.last_poll] = (struct fuzz_credit){usec_max(left, -POLL_CHARGE_MAX), w.now};
 }
 
 static void caller_settle(size_t limit)
@@ -896,7 +909,6 @@ static void caller_settle(size_t limit)
 static void caller_report_check(void)
 {
     model_expect_no_change();
-    w.claimed_first |= !w.checked || w.version != w.snapshot_commit;
     w.checked = true;
     w.checked_at = w.now;
     w.check_took = w.now - w.sent_at;
