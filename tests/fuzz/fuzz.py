@@ -15,7 +15,8 @@ HERE = pathlib.Path(__file__).resolve().parent
 SOURCE = HERE.parent.parent
 C_ARGS = "-fsanitize=fuzzer-no-link -fprofile-instr-generate -fcoverage-mapping"
 # A report of any sanitizer ends the program, and libFuzzer keeps the input.
-ENVIRONMENT = {**os.environ, "CC": "clang", "UBSAN_OPTIONS": "halt_on_error=1:print_stacktrace=1"}
+ENVIRONMENT = {**os.environ, "CC": "clang", "UBSAN_OPTIONS": "halt_on_error=1:print_stacktrace=1",
+               "LLVM_PROFILE_FILE": os.devnull}
 
 
 class Target:

@@ -39,6 +39,7 @@ static void test_paths(void **state)
         {"/sessions/%2f", "", "/"},
         {"/sessions/a+b", "", "a+b"},
         {"/sessions/a%20b", "", "a b"},
+        {"/sessions/%01%10%7F", "", "\001\020\177"},
         {"/sessions/%C3%A9%e2%82%ac", "", "\u00e9\u20ac"},
         {"/sessions/\xf0\x9f\x98\x80", "", "\U0001F600"},
         {"/instances/%73hop/sessions/abc", "shop", "abc"},
@@ -93,6 +94,52 @@ static void test_malformed_path_parts(void **state)
     for (size_t i = 0; i < COUNT_OF(cases); i++) {
         assert_int_equal(read_uri(cases[i].uri, URL, &query), QUERY_PARAMETER_MALFORMED);
         assert_string_equal(query.parameter, cases[i].parameter);
+    }
+}
+
+/* What a sequence of UTF-8 stands for, by its definition; -1 if it is too long or too short. */
+static long code_point(const unsigned char *bytes, size_t length)
+{
+    static const long least[] = {0x80, 0x800, 0x10000}, leads[] = {0xc0, 0xe0, 0xf0, 0xf8};
+    long point = bytes[0] - (length < 2 || length > 4 ? 0x100 : leads[length - 2]);
+
+    if (point < 0 || bytes[0] >= leads[length - 1])
+        return -1;
+    for (size_t i = 1; i < length; i++) {
+        if (bytes[i] < 0x80 || bytes[i] > 0xbf)
+            return -1;
+        point = point * 64 + bytes[i] - 0x80;
+    }
+    return point >= least[length - 2] ? point : -1;
+}
+
+/* All first bytes, with the edges of what may follow. */
+static void test_utf8_sequences(void **state)
+{
+    static const unsigned char edges[] = {0x7f, 0x80, 0x8f, 0x90, 0x9f, 0xa0, 0xbf, 0xc0};
+    char uri[20] = "/sessions/";
+    unsigned char *bytes = (unsigned char *)uri + 10;
+    struct query query;
+
+    (void)state;
+    for (unsigned i = 0; i < 128 * 8 * 8 * 8 * 4; i++) {
+        size_t length = 1 + i % 4;
+        enum query_verdict wanted = QUERY_PARAMETER_MALFORMED;
+        long point;
+
+        bytes[0] = (unsigned char)(0x80 + i / 4 % 128);
+        for (unsigned k = 1; k < 4; k++)
+            bytes[k] = edges[i / 512 >> (3 * (k - 1)) & 7];
+        bytes[length] = '\0';
+        /* Bytes that are ASCII make sequences of their own. */
+        if (memchr(bytes, 0x7f, length))
+            continue;
+        point = code_point(bytes, length);
+        if (point > 0 && point <= 0x10ffff && (point < 0xd800 || point > 0xdfff))
+            wanted = QUERY_LOOKUP;
+        if (length == 4 && code_point(bytes, 2) > 0 && code_point(bytes + 2, 2) > 0)
+            wanted = QUERY_LOOKUP;
+        assert_int_equal(read_uri(uri, URL, &query), wanted);
     }
 }
 
@@ -316,6 +363,53 @@ static void test_largest_path_from_cgi_variables(void **state)
     }
 }
 
+/* A string of so many equal characters behind a prefix; the caller frees it. */
+static char *long_string(const char *prefix, size_t length)
+{
+    char *text = calloc(1, strlen(prefix) + length + 1);
+
+    assert_non_null(text);
+    memset(stpcpy(text, prefix), 's', length);
+    return text;
+}
+
+/* record.c lets no such request pass; the space must not overflow all the same. */
+static void test_requests_beyond_the_space(void **state)
+{
+    static const struct {
+        size_t uri, path, url; /* how long each is, without its prefix */
+        enum query_verdict verdict;
+        const char *parameter;
+    } cases[] = {
+        /* Beside the session there are the URL of 32 bytes and three NULs. */
+        {QUERY_SPACE - 35, 0, 30, QUERY_LOOKUP, NULL},
+        {QUERY_SPACE - 34, 0, 30, QUERY_PARAMETER_MALFORMED, "fulfillment_url"},
+        {QUERY_SPACE - 1, 0, 1, QUERY_PARAMETER_MALFORMED, "session_id"},
+        {QUERY_SPACE - 100, 0, 200, QUERY_PARAMETER_MALFORMED, "fulfillment_url"},
+        {0, QUERY_SPACE / 2, 200, QUERY_PARAMETER_MALFORMED, "session_id"},
+        {0, QUERY_SPACE - 10, 1, QUERY_ENDPOINT_UNKNOWN, NULL},
+        {0, QUERY_SPACE - 11, 1, QUERY_PARAMETER_MALFORMED, "instance"},
+    };
+
+    (void)state;
+    for (size_t i = 0; i < COUNT_OF(cases); i++) {
+        char *uri = long_string("/sessions/", cases[i].uri), *path;
+        char *text = long_string("fulfillment_url=a:", cases[i].url);
+        struct query_source source = {.method = "GET", .query_string = text};
+        struct query query;
+
+        path = long_string("/sessions/", cases[i].path);
+        source.request_uri = cases[i].uri > 0 ? uri : NULL;
+        source.path_info = path;
+        assert_int_equal(query_read(&source, space, &query), cases[i].verdict);
+        if (cases[i].parameter)
+            assert_string_equal(query.parameter, cases[i].parameter);
+        free(uri);
+        free(path);
+        free(text);
+    }
+}
+
 /* Fills text with pieces that mean something here, and bytes that do not. */
 static void scramble(char *text, size_t length, uint32_t *seed)
 {
@@ -364,6 +458,7 @@ int main(void)
         cmocka_unit_test(test_paths),
         cmocka_unit_test(test_other_paths_are_no_endpoint),
         cmocka_unit_test(test_malformed_path_parts),
+        cmocka_unit_test(test_utf8_sequences),
         cmocka_unit_test(test_path_from_cgi_variables_is_decoded_already),
         cmocka_unit_test(test_urls),
         cmocka_unit_test(test_missing_url),
@@ -373,6 +468,7 @@ int main(void)
         cmocka_unit_test(test_methods),
         cmocka_unit_test(test_largest_request),
         cmocka_unit_test(test_largest_path_from_cgi_variables),
+        cmocka_unit_test(test_requests_beyond_the_space),
         cmocka_unit_test(test_random_requests),
     };
 

@@ -1,6 +1,7 @@
 /* SPDX-License-Identifier: GPL-3.0-or-later */
 #include "unit.h"
 
+#include <cjson/cJSON.h>
 #include <stdlib.h>
 #include <string.h>
 
@@ -78,12 +79,42 @@ static void test_header_fields(void **state)
     free(reply);
 }
 
+/* How many allocations of cJSON succeed yet. */
+static int allocations_left;
+
+static void *allocate_some(size_t size)
+{
+    return allocations_left-- > 0 ? malloc(size) : NULL;
+}
+
+/* Wherever memory runs out: no reply, and no leak. */
+static void test_no_memory(void **state)
+{
+    cJSON_Hooks hooks = {allocate_some, free};
+    int needed = 0;
+    char *reply;
+
+    (void)state;
+    cJSON_InitHooks(&hooks);
+    do {
+        size_t length;
+
+        allocations_left = needed++;
+        reply = reply_make(REPLY_PARAMETER_MISSING, "timeout_ms", false, &length);
+    } while (!reply);
+    cJSON_InitHooks(NULL);
+    assert_non_null(strstr(reply, "{\"code\":25,"));
+    assert_true(needed > 7);
+    free(reply);
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_every_kind),
         cmocka_unit_test(test_order_ids_are_escaped),
         cmocka_unit_test(test_header_fields),
+        cmocka_unit_test(test_no_memory),
     };
 
     return cmocka_run_group_tests(tests, NULL, NULL);

@@ -5,6 +5,8 @@
 
 #include "textarray.h"
 
+MALLOC_MAY_FAIL
+
 static void test_binary_format(void **state)
 {
     static const char wire[] = "\0\0\0\1"
@@ -50,11 +52,34 @@ static void test_many_large_elements(void **state)
     text_array_free(&array);
 }
 
+/* Without memory it says so, until it is started again. */
+static void test_no_memory(void **state)
+{
+    struct text_array array = {0};
+
+    (void)state;
+    text_array_start(&array, 1);
+    text_array_free(&array);
+    array.length = array.room = SIZE_MAX / 8;
+    text_array_add(&array, "a");
+    assert_true(array.failed);
+    assert_null(array.at);
+    text_array_add(&array, "b");
+    assert_true(array.failed);
+    array.room = 0;
+    text_array_start(&array, 1);
+    text_array_add(&array, "a");
+    assert_false(array.failed);
+    assert_int_equal(array.length, 20 + 4 + 1);
+    text_array_free(&array);
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_binary_format),
         cmocka_unit_test(test_many_large_elements),
+        cmocka_unit_test(test_no_memory),
     };
 
     return cmocka_run_group_tests(tests, NULL, NULL);

@@ -19,6 +19,15 @@ static inline uint32_t scatter(uint32_t *state)
     return *state;
 }
 
+/* For tests that ask for more memory than there is: malloc() and its kin return NULL then, with
+ * ASan too. Only a program that has such a test needs it. */
+#define MALLOC_MAY_FAIL                       \
+    const char *__asan_default_options(void); \
+    const char *__asan_default_options(void)  \
+    {                                         \
+        return "allocator_may_return_null=1"; \
+    }
+
 #define COUNT_OF(array) (sizeof(array) / sizeof((array)[0]))
 
 #endif
