@@ -51,6 +51,7 @@ class Scene:
         self.pool = self._stack.enter_context(candidates.program(
             build, conninfo, "--workers", 1, "--max-waiting", 2 * self._parked, "--max-wait", TIMEOUT_MS))
         candidates.check_directly(self.pool)
+        time.sleep(0.2)  # the worker has closed that connection by then, and its descriptors can be counted
         worker, = self.pool.workers()
         self.waiters = self._stack.enter_context(
             Waiters(build, self._visitors, [self.pool.socket], worker, self._parked))
