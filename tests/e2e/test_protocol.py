@@ -20,7 +20,7 @@ import fastcgi
 from client import assert_error, target
 from conftest import CheckedPool
 from fastcgi import (ABORT_REQUEST, AUTHORIZER, BEGIN_REQUEST, CANT_MPX_CONN, DATA, END_REQUEST, FILTER, GET_VALUES,
-                     GET_VALUES_RESULT, KEEP_CONN, PARAMS, REQUEST_COMPLETE, STDIN, STDOUT, UNKNOWN_ROLE, UNKNOWN_TYPE)
+                     GET_VALUES_RESULT, PARAMS, REQUEST_COMPLETE, STDIN, STDOUT, UNKNOWN_ROLE, UNKNOWN_TYPE)
 from merchant import new_session, new_url
 from servers import ROOT, free_port, wait_until
 
@@ -398,7 +398,7 @@ def test_silence(worker):
 @pytest.mark.parametrize("kind", [BEGIN_REQUEST, ABORT_REQUEST, PARAMS, STDIN])
 def test_answer_within_a_record(worker, kind):
     """A record of the next request is cut at each byte, the answer to the first one comes in between, then the rest."""
-    content = struct.pack("!HB5x", 1, KEEP_CONN)
+    content = struct.pack("!HB5x", 1, 0)
     record, request = fastcgi.record(kind, content, id=2, padding=3), fastcgi.request(variables(), id=2)
     rest = request[len(fastcgi.begin()):] if kind == BEGIN_REQUEST else request
     with contextlib.ExitStack() as stack:
@@ -409,6 +409,7 @@ def test_answer_within_a_record(worker, kind):
             assert unknown(connection.reply())
             connection.send(record[cut:], rest)
             assert unknown(connection.reply(id=2))
+            assert connection.seconds_until_closed() < SLACK, "the second request was read with the first one's flags"
 
 
 # A peer that leaves, and one that only has nothing more to send
@@ -577,6 +578,22 @@ def test_silent_connections_give_way(short, sent):
         assert answer.seconds < 2 + SLACK
 
 
+def sockets(pid):
+    """Descriptors of a process by the socket that they are."""
+    found = {}
+    for entry in pathlib.Path(f"/proc/{pid}/fd").iterdir():
+        with contextlib.suppress(FileNotFoundError):
+            found[os.readlink(entry)] = int(entry.name)
+    return {link: number for link, number in found.items() if link.startswith("socket:")}
+
+
+def watches_listener(pool, worker):
+    """Whether epoll has the listening socket, the only one that the pool's first process has."""
+    listener = sockets(worker)[next(iter(sockets(pool.pid)))]
+    entries = (entry.read_text() for entry in pathlib.Path(f"/proc/{worker}/fdinfo").iterdir())
+    return any(re.search(rf"^tfd:\s+{listener} ", entry, re.M) for entry in entries)
+
+
 def test_a_full_worker_leaves_new_connections_to_another(start_pool):
     """It would take their wake-up, and could do nothing with it."""
     pool = start_pool("--poll-interval", "100", workers=2)
@@ -585,9 +602,13 @@ def test_a_full_worker_leaves_new_connections_to_another(start_pool):
         for _ in range(80):
             stack.enter_context(fastcgi.Connection(pool.connect_to)).send(parked())
             time.sleep(0.005)
-        lower_limit(pool, pool.workers()[0], 40)
+        full, other = pool.workers()
+        assert watches_listener(pool, full) and watches_listener(pool, other)
+        lower_limit(pool, full, 40)
         wait_until(lambda: pool.logged("no descriptors for more connections"), what="one worker is full")
+        assert not watches_listener(pool, full) and watches_listener(pool, other)
         is_served(pool, count=30)
+    wait_until(lambda: watches_listener(pool, full), what="watched again")
 
 
 # Memory
@@ -646,17 +667,18 @@ def test_out_of_memory(plain_program, database):
         time.sleep(0.3)
         limit = memory(worker, "VmSize")
         resource.prlimit(worker, resource.RLIMIT_AS, (limit, resource.RLIM_INFINITY))
-        hoard = [stack.enter_context(fastcgi.Connection(pool.connect_to)) for _ in range(100)]
-        refused = 0
-        for connection in hoard:
-            connection.send(fastcgi.begin() + fastcgi.record(PARAMS, fastcgi.pairs(large())[:60000]))
-            with fastcgi.Connection(pool.connect_to) as other:
-                other.send(fastcgi.request(large(timeout_ms=3000)))
-                if select.select([other.socket], [], [], 0.05)[0]:
-                    reply = other.reply()
-                    assert reply is None or reply.status in (404, 500)
-                    refused += reply is None or reply.status == 500
-        assert refused > 10
+        hoard = []
+        for size in [60000] * 40 + [8000] * 40 + [2000] * 40:
+            hoard.append(stack.enter_context(fastcgi.Connection(pool.connect_to)))
+            hoard[-1].send(fastcgi.begin() + fastcgi.record(PARAMS, fastcgi.pairs(large())[:size]))
+        refused = []
+        for values in [large(), variables()] * 20:
+            with fastcgi.Connection(pool.connect_to) as other, contextlib.suppress(BrokenPipeError):
+                other.send(fastcgi.request(values))
+                refused.append(other.reply())
+        statuses = [reply and reply.status for reply in refused]
+        assert None in statuses or 500 in statuses, "there is memory"
+        assert set(statuses) <= {None, 404, 500}
         replies = [connection.reply() for connection in waiting]
         assert all(reply is not None and reply.status in (404, 500) for reply in replies)
         assert pool.workers() == [worker]
@@ -670,11 +692,7 @@ def test_out_of_memory(plain_program, database):
 # Sharing the load
 
 def connections_of(worker):
-    count = 0
-    for entry in pathlib.Path(f"/proc/{worker}/fd").iterdir():
-        with contextlib.suppress(FileNotFoundError):
-            count += os.readlink(entry).startswith("socket:")
-    return count
+    return len(sockets(worker))
 
 
 def gained(pool, before):
