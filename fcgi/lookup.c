@@ -55,7 +55,7 @@ struct lookup {
     usec_t due;   /* of the state: the end of the pause, the timeout, or never */
     usec_t pause; /* before the next attempt */
     PGconn *connection;
-    uint32_t watched; /* what epoll announces of its descriptor; 0: unknown */
+    uint32_t watched;    /* what epoll announces of its descriptor; 0: unknown */
     usec_t connected_at; /* when it was ready for the first time; USEC_NEVER: not yet */
     bool served;         /* it has answered a batch */
     PGresult *result;    /* of the statement under way, or of the last batch */
