@@ -80,7 +80,8 @@ static char *conninfo_leave_out(const char *list, size_t n, bool *ok)
     int before = 0; /* the length of those before it */
     char *rest;
 
-    if (count == 0)
+    /* libpq refuses a list of another length than the others, before it tries any host. */
+    if (count == 0 || (count > 1 && n >= count))
         return NULL;
     if (count > 1) {
         const char *element = conninfo_element(list, n), *comma = strchr(element, ',');

@@ -526,9 +526,8 @@ usec_t lookup_due(const struct lookup *lookup)
     return lookup->due;
 }
 
-bool lookup_ready(const struct lookup *lookup, usec_t now)
+bool lookup_ready(const struct lookup *lookup)
 {
-    (void)now;
     return lookup->state == LOOKUP_READY;
 }
 

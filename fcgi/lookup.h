@@ -47,7 +47,7 @@ enum lookup_event lookup_step(struct lookup *lookup, bool announced, usec_t now)
 usec_t lookup_due(const struct lookup *lookup);
 
 /* Whether a batch or a check can be sent now. */
-bool lookup_ready(const struct lookup *lookup, usec_t now);
+bool lookup_ready(const struct lookup *lookup);
 
 /* Whether there is no working connection. */
 bool lookup_away(const struct lookup *lookup);

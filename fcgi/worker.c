@@ -268,7 +268,7 @@ static void worker_ask(struct worker *worker, usec_t now)
     struct waiting_batch batch;
     enum lookup_event event = LOOKUP_NOTHING;
 
-    if (!lookup_ready(worker->lookup, now))
+    if (!lookup_ready(worker->lookup))
         return;
     switch (waiting_next(worker->waiting, &batch, now)) {
     case WAITING_NOTHING:
@@ -300,7 +300,7 @@ static usec_t worker_next_due(const struct worker *worker, usec_t now)
 
     due = usec_min(due, lookup_due(worker->lookup));
     due = usec_min(due, waiting_expire_due(worker->waiting));
-    if (lookup_ready(worker->lookup, now))
+    if (lookup_ready(worker->lookup))
         due = usec_min(due, waiting_due(worker->waiting, now));
     return due;
 }

@@ -43,9 +43,8 @@ usec_t lookup_due(const struct lookup *lookup)
     return lookup->pending != LOOKUP_NOTHING ? 0 : USEC_NEVER;
 }
 
-bool lookup_ready(const struct lookup *lookup, usec_t now)
+bool lookup_ready(const struct lookup *lookup)
 {
-    (void)now;
     return lookup->pending == LOOKUP_NOTHING;
 }
 

@@ -55,7 +55,7 @@ static enum lookup_event turn(struct probe *probe)
 
 static bool wait_ready(struct probe *probe)
 {
-    while (!lookup_ready(probe->lookup, clock_now()) && !is_over(probe))
+    while (!lookup_ready(probe->lookup) && !is_over(probe))
         turn(probe);
     return !is_over(probe);
 }

@@ -71,14 +71,19 @@ def test_paid_at_once(quick, merchant):
     assert answer.seconds < SLACK
 
 
-def test_the_shipped_interval(site, merchant):
-    session, url = new_session(), new_url()
-    order = merchant.contract(session, url)
-    waiting = site.http.later(session, url, timeout_ms=20000)
-    merchant.pay(order)
-    paid = time.monotonic()
-    assert_order(waiting.result(), 200, order)
-    assert seconds_since(paid) < 0.25 + SLACK
+def test_the_shipped_interval(start_pool, postgres, merchant):
+    """While somebody waits, the database is asked 40 times a second whether it has changed, and else never."""
+    def checks():
+        return sum("execute merchant_sessions_changes" in line for line in postgres.log_lines())
+    merchant.sql("""ALTER ROLE "merchant-sessions" SET log_statement = 'all'""")
+    try:
+        pool = start_pool()
+        assert pool.fcgi.ask(new_session(), new_url()).status == 404
+        assert checks() == 0
+        assert pool.fcgi.ask(new_session(), new_url(), timeout_ms=2000).status == 404
+        assert 30 <= checks() <= 81
+    finally:
+        merchant.sql('ALTER ROLE "merchant-sessions" RESET log_statement')
 
 
 def test_other_sessions_keep_waiting(quick, merchant):
