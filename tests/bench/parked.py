@@ -53,10 +53,8 @@ def _fresh_p99(web, paths, seconds):
 
 def _idle(pool, database, seconds):
     cpu = processes.Cpu(program=pool, database=database.postgres)
-    statements = database.transactions()
     time.sleep(seconds)
-    return {"statements": (database.transactions() - statements) / seconds,
-            **{f"cpu_{part}": spent / seconds for part, spent in cpu.seconds().items()}}
+    return {f"cpu_{part}": spent / seconds for part, spent in cpu.seconds().items()}
 
 
 def _pay(session, waiters, contracts):

@@ -160,12 +160,11 @@ def _p50_p99(latencies):
 
 
 def cost_table(scenes):
-    rows = [["parked", "claimed", "nothing committed: backend", "cluster", "program", "statements/s",
-             f"{waiting.COMMITS_PER_SECOND} unrelated commits/s: backend", "cluster", "program", "statements/s"]]
+    rows = [["parked", "claimed", "nothing committed: backend", "cluster", "program",
+             f"{waiting.COMMITS_PER_SECOND} unrelated commits/s: backend", "cluster", "program"]]
     for scene in scenes:
         costs = [cell for cost in (scene["idle"], scene["busy"])
-                 for cell in (*(f"{cost[part]:.1%}" for part in ("backend", "cluster", "program")),
-                              f"{cost['statements']:.0f}")]
+                 for cell in (f"{cost[part]:.1%}" for part in ("backend", "cluster", "program"))]
         rows.append([f"{scene['parked']:,}", f"{scene['claimed']:,}", *costs])
     return table(*rows)
 
@@ -205,11 +204,11 @@ def sharing_table(sharings):
 
 
 def parked_table(levels):
-    rows = [["parked", "KiB each", "statements/s", "CPU: database", "program", "COMMIT → answer: p50 ms", "p99 ms",
+    rows = [["parked", "KiB each", "CPU: database", "program", "COMMIT → answer: p50 ms", "p99 ms",
              "p99 of fresh: without ms", "with ms", "SIGTERM → last answer ms"]]
     for level in levels:
         latencies = level["commit_to_answer"]
-        rows.append([f"{level['count']:,}", f"{level['bytes'] / 1024:.1f}", f"{level['statements']:.0f}",
+        rows.append([f"{level['count']:,}", f"{level['bytes'] / 1024:.1f}",
                      f"{level['cpu_database']:.1%}", f"{level['cpu_program']:.1%}",
                      f"{percentile(latencies, 50):.0f}", f"{percentile(latencies, 99):.0f}",
                      spread(level["p99_without"], ".2f"), spread(level["p99_with"], ".2f"), f"{level['stop']:.0f}"])

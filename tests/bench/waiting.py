@@ -60,8 +60,7 @@ class Scene:
         self.waiters.wait_parked()
 
     def cost(self, seconds):
-        """CPU of the program and of the database, as shares of a core, and statements a second."""
-        statements = self.database.transactions()
+        """CPU of the program and of the database, as shares of a core."""
         backends = processes.Running(self._backends())
         program = processes.Running([self.pool.pid, *self.pool.workers()])
         cluster = processes.Cpu(cluster=self.database.postgres)
@@ -69,8 +68,7 @@ class Scene:
         time.sleep(seconds)
         spent = {"backend": backends.seconds(), "program": program.seconds(), **cluster.seconds()}
         took = time.monotonic() - begun
-        return {"statements": (self.database.transactions() - statements) / took,
-                **{part: value / took for part, value in spent.items()}}
+        return {part: value / took for part, value in spent.items()}
 
     def _backends(self):
         backends = self.database.backends()
