@@ -51,6 +51,7 @@ int main(int argc, char *argv[])
     log_set_verbose(options.verbose);
     if (options.check)
         return check_run(&options);
+    worker_block_signals();
     if (options.listen)
         return main_listen_and_serve(&options);
     if (listener_is_inherited())

@@ -403,25 +403,36 @@ static void worker_close(struct worker *worker)
     free(worker);
 }
 
+static const int worker_stop_signals[] = {SIGTERM, SIGINT, SIGQUIT, SIGUSR1};
+#define STOP_SIGNALS (sizeof worker_stop_signals / sizeof worker_stop_signals[0])
+
+void worker_block_signals(void)
+{
+    sigset_t blocked;
+
+    sigemptyset(&blocked);
+    sigaddset(&blocked, SIGHUP);
+    for (size_t i = 0; i < STOP_SIGNALS; i++)
+        sigaddset(&blocked, worker_stop_signals[i]);
+    sigprocmask(SIG_BLOCK, &blocked, NULL);
+}
+
 /* Stop signals come through only while the loop sleeps. Returns the mask for that time. */
 static sigset_t worker_catch_signals(void)
 {
-    static const int signals[] = {SIGTERM, SIGINT, SIGQUIT, SIGUSR1};
     struct sigaction action = {.sa_handler = worker_on_stop}, old;
-    sigset_t blocked, unblocked;
+    sigset_t unblocked;
 
+    worker_block_signals();
     /* There is nothing to replace for SIGHUP here: the pool does that. */
     signal(SIGHUP, SIG_IGN);
     sigemptyset(&action.sa_mask);
-    sigemptyset(&blocked);
-    for (size_t i = 0; i < sizeof signals / sizeof signals[0]; i++) {
-        sigaddset(&blocked, signals[i]);
-        if (sigaction(signals[i], NULL, &old) == 0 && old.sa_handler != SIG_IGN)
-            sigaction(signals[i], &action, NULL);
+    sigprocmask(SIG_BLOCK, NULL, &unblocked);
+    for (size_t i = 0; i < STOP_SIGNALS; i++) {
+        sigdelset(&unblocked, worker_stop_signals[i]);
+        if (sigaction(worker_stop_signals[i], NULL, &old) == 0 && old.sa_handler != SIG_IGN)
+            sigaction(worker_stop_signals[i], &action, NULL);
     }
-    sigprocmask(SIG_BLOCK, &blocked, &unblocked);
-    for (size_t i = 0; i < sizeof signals / sizeof signals[0]; i++)
-        sigdelset(&unblocked, signals[i]);
     return unblocked;
 }
 

@@ -5,10 +5,15 @@
 #include "options.h"
 
 /*
- * Serves the listening socket until SIGTERM (or SIGINT or SIGHUP, where they are not ignored) and
- * then ends within two seconds, with all requests answered. The caller keeps the socket. Returns
- * the exit status of the process: EXIT_SUCCESS, or EXIT_FAILURE with a line in the log.
+ * Serves the listening socket until SIGTERM, SIGINT, SIGQUIT or SIGUSR1, where they are not
+ * ignored, and then ends within two seconds, with all requests answered. SIGHUP is ignored. The
+ * caller keeps the socket. Returns the exit status of the process: EXIT_SUCCESS, or EXIT_FAILURE
+ * with a line in the log.
  */
 int worker_run(const struct options *options, int listen_fd);
+
+/* Blocks SIGHUP and the signals that stop, until pool_run() or worker_run() deals with them. To be
+ * called before there is a socket: one that comes early must not kill the program. */
+void worker_block_signals(void);
 
 #endif

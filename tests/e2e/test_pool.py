@@ -336,6 +336,20 @@ def test_other_signals_that_stop(start_site, merchant, workers, number):
     assert_order(waiting.result(1), 202, order)
 
 
+@pytest.mark.parametrize("workers", ["0", "1"])
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGQUIT, signal.SIGUSR1])
+def test_a_signal_that_comes_early(program, tmp_path, workers, number):
+    """As soon as there is a socket."""
+    for n in range(5):
+        path = tmp_path / str(n)
+        process = subprocess.Popen([program, "--listen", path, "-w", workers, "-d", "host=/nowhere"], stderr=subprocess.DEVNULL)
+        while not path.exists():
+            pass
+        process.send_signal(number)
+        assert process.wait(5) == 0
+        assert not path.exists()
+
+
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGQUIT])
 def test_signals_of_a_terminal(start_pool, number):
     """They reach the workers too, who leave them to the pool: no death is logged."""
