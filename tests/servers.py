@@ -51,7 +51,8 @@ def free_port():
 
 def start(command, user=None, pdeathsig="TERM", **options):
     """Start a process that dies with this one, as another user if we are root."""
-    prefix = ["setpriv", "--pdeathsig", pdeathsig]
+    # A shell has the commands that it runs in the background ignore these two.
+    prefix = ["env", "--default-signal=INT,QUIT", "setpriv", "--pdeathsig", pdeathsig]
     if user and os.geteuid() == 0:
         account = pwd.getpwnam(user)
         prefix += ["--reuid", str(account.pw_uid), "--regid", str(account.pw_gid), "--clear-groups"]

@@ -342,7 +342,7 @@ def test_a_signal_that_comes_early(program, tmp_path, workers, number):
     """As soon as there is a socket."""
     for n in range(5):
         path = tmp_path / str(n)
-        process = subprocess.Popen([program, "--listen", path, "-w", workers, "-d", "host=/nowhere"], stderr=subprocess.DEVNULL)
+        process = start([program, "--listen", path, "-w", workers, "-d", "host=/nowhere"], stderr=subprocess.DEVNULL)
         while not path.exists():
             pass
         process.send_signal(number)
