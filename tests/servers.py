@@ -321,6 +321,44 @@ class Nginx(Server):
         super().__exit__()
 
 
+class Apache(Server):
+    """Apache with its event MPM on 127.0.0.1:`port`; `host` goes into the virtual host."""
+
+    MODULES = ["mpm_event", "authz_core", "proxy", "proxy_fcgi", "setenvif"]
+
+    def __init__(self, host=""):
+        super().__init__("apache")
+        self.port = free_port()
+        self.config = self.directory / "apache.conf"
+        modules = "\n".join(f"LoadModule {name}_module /usr/lib/apache2/modules/mod_{name}.so" for name in self.MODULES)
+        # As root it would turn into another user, who may not open the pool's socket: it has to be one that is there.
+        user = "User www-data\nGroup www-data" if os.geteuid() == 0 else ""
+        self.config.write_text(f"""
+            {modules}
+            {user}
+            ServerName localhost
+            PidFile {self.directory}/apache.pid
+            DefaultRuntimeDir {self.directory}
+            ErrorLog {self.log}
+            LogLevel error
+            <VirtualHost 127.0.0.1:{self.port}>
+                {host}
+            </VirtualHost>
+            Listen 127.0.0.1:{self.port}
+        """)
+
+    def start(self):
+        with open(self.log, "ab") as log:
+            self.process = start(["/usr/sbin/apache2", "-D", "FOREGROUND", "-f", self.config], stdout=log, stderr=log)
+        self.wait_ready(lambda: _connects(("127.0.0.1", self.port)))
+
+    def __exit__(self, *_):
+        if self.running():
+            self.process.terminate()
+            self.process.wait(10)
+        super().__exit__()
+
+
 SOCKET_OF_OPERATORS = "/run/merchant-sessions/merchant-sessions.sock"
 
 
