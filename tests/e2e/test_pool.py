@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
 """Workers: how many, what happens when one dies, stopping and replacing them with requests waiting."""
 
+import contextlib
 import os
 import pathlib
 import pwd
@@ -17,9 +18,9 @@ import pytest
 
 import fastcgi
 from client import Fcgi, Http, assert_error, assert_order, target
-from conftest import CheckedPool, open_site
+from conftest import CheckedNginx, CheckedPool, open_site
 from merchant import new_session, new_url
-from servers import children, free_port, location, start, state, wait_until
+from servers import children, free_port, location, start, state, upstream, wait_until
 
 
 def answers(pool):
@@ -442,6 +443,27 @@ def test_replacing_workers_fails_no_request(program, database, merchant, keepali
                 pool.send(signal.SIGHUP)
                 wait_until(lambda: len(children(pool.pid)) == 2 and not before & set(children(pool.pid)), 10, "new workers")
                 wait_until(lambda: shoppers.asked > asked or shoppers.failures, 10, "shoppers that ask meanwhile")
+        assert shoppers.failures == []
+
+
+def test_two_pools_that_are_restarted_one_after_the_other(program, database, merchant):
+    """nginx asks the other one, as conf/ has it."""
+    session, url = new_session(), new_url()
+    order = merchant.contract(session, url, paid=True)
+    with contextlib.ExitStack() as stack:
+        pools = [stack.enter_context(CheckedPool(program, "--workers", "1", database=database,
+                                                 address=f"127.0.0.1:{free_port()}")) for _ in range(2)]
+        http = (upstream(pools[0].address).replace(f"unix:{pools[0].address}", pools[0].address)
+                .replace("# server 192.0.2.1:9000", f"server {pools[1].address}"))
+        assert http.count(" server 127.0.0.1") == 2
+        nginx = stack.enter_context(CheckedNginx(http=http, server=location()))
+        nginx.allow_errors = True  # nginx logs the pool that is away
+        with Shoppers(nginx.port, session, url, order) as shoppers:
+            for pool in pools * 2:
+                time.sleep(0.3)
+                assert pool.stop() == 0
+                time.sleep(0.3)
+                pool.start()
         assert shoppers.failures == []
 
 
