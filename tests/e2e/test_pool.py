@@ -206,7 +206,7 @@ def test_a_crash_at_the_start_is_a_failure(start_pool):
     time.sleep(1.2)
     os.kill(pid, signal.SIGABRT)
     wait_until(lambda: pool.logged("killed by signal 6; replaced at once"), 2, "the line")
-    before, pid = pid, wait_until(lambda: [p for p in children(pool.pid) if p != pid], 2, "a replacement")[0]
+    pid = wait_until(lambda: [other for other in children(pool.pid) if other != pid], 2, "a replacement")[0]
     os.kill(pid, signal.SIGABRT)
     wait_until(lambda: len(pool.logged("at most 100 ms")) == 2, 2, "the line")
     answers(pool)
