@@ -30,6 +30,10 @@
 int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size);
 void *__real_malloc(size_t size);
 void *__wrap_malloc(size_t size);
+void *__real_calloc(size_t count, size_t size);
+void *__wrap_calloc(size_t count, size_t size);
+void *__real_realloc(void *old, size_t size);
+void *__wrap_realloc(void *old, size_t size);
 
 #define PEERS      4
 #define REPLY_HEAD "Status: 200 OK\r\n\r\n"
@@ -72,7 +76,8 @@ static socklen_t address_length;
 static usec_t fuzz_now;
 static unsigned serials;
 static int connects;
-static unsigned failing; /* so many of the larger allocations of connection.c fail */
+/* So many allocations of connection.c and record.c fail; of malloc() only the larger. */
+static unsigned failing;
 static unsigned crowded; /* for so many turns no descriptor can be had */
 
 /* connection.c and record.c ask for memory by this; libfcgi does not. */
@@ -83,6 +88,24 @@ void *__wrap_malloc(size_t size)
         return NULL;
     }
     return __real_malloc(size);
+}
+
+void *__wrap_calloc(size_t count, size_t size)
+{
+    if (failing > 0) {
+        failing--;
+        return NULL;
+    }
+    return __real_calloc(count, size);
+}
+
+void *__wrap_realloc(void *old, size_t size)
+{
+    if (failing > 0) {
+        failing--;
+        return NULL;
+    }
+    return __real_realloc(old, size);
 }
 
 static void fuzz_require(bool condition, const char *what, int line)
@@ -141,7 +164,7 @@ static void caller_close(struct held *request, const char *reason)
 /* A request's REQUEST_URI is its serial number, if it comes from an honest peer. */
 static void caller_take(struct connection *connection, bool refuse)
 {
-    struct held *request = calloc(1, sizeof *request);
+    struct held *request = __real_calloc(1, sizeof *request);
     const char *uri = connection_param(connection, "REQUEST_URI");
 
     REQUIRE(request != NULL && connection_owner(connection) == NULL);
@@ -187,6 +210,7 @@ static void caller_one_turn(void)
     while ((connection = acceptor_accept(acceptor, fuzz_now)))
         caller_read(connection);
     acceptor_expire(acceptor, fuzz_now);
+    REQUIRE(acceptor_due(acceptor) > fuzz_now);
 }
 
 static void set_descriptors(rlim_t limit)
