@@ -77,6 +77,28 @@ static void check_list(const struct list *list, size_t n, const char *found)
     CHECK(found && strcmp(found, expected) == 0);
 }
 
+/* What has to be found of a keyword; the last one counts, as in libpq. */
+static const char *params_value(const struct conninfo_params *params, const char *keyword)
+{
+    const char *value = NULL;
+
+    for (size_t i = 0; params->keywords[i]; i++)
+        if (strcmp(params->keywords[i], keyword) == 0)
+            value = params->values[i];
+    return value;
+}
+
+/* The operator's string, with the hosts that are left, which go before those in the string. */
+static void check_params(const char *conninfo, const struct conninfo_hosts *hosts)
+{
+    struct conninfo_params params = conninfo_params(conninfo, hosts);
+
+    CHECK(params_value(&params, "dbname") == conninfo);
+    CHECK(params_value(&params, "host") == hosts->host);
+    CHECK(params_value(&params, "port") == hosts->port);
+    CHECK(strcmp(params_value(&params, "client_encoding"), "UTF8") == 0);
+}
+
 static void check_other_hosts(struct fuzz_input *input)
 {
     struct list hosts, ports;
@@ -106,6 +128,7 @@ static void check_other_hosts(struct fuzz_input *input)
         if (ports.count > 0)
             check_list(&ports, n, others.port);
     }
+    check_params(conninfo, &others);
     conninfo_free_hosts(&others);
     CHECK(!others.host && !others.port);
     PQfinish(connection);
