@@ -32,7 +32,7 @@
  * replaced, and what the resolver opens), epoll. */
 #define RESERVED_DESCRIPTORS 24
 /* How long a peer may be silent in the middle of a request while others want its descriptor. */
-#define SHORT_SILENCE USEC_PER_SEC
+#define SHORT_SILENCE (250 * USEC_PER_MS)
 /* Of the connections, this part and at least so many are for requests that do not wait. */
 #define UNPARKED_PART  8
 #define UNPARKED_LEAST 8

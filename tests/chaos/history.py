@@ -25,6 +25,8 @@ PROMPT = 1.5
 LOOKED_UP = 1.0
 # Clocks and timers are rounded: an answer may be early by so much.
 ROUNDING = 0.05
+# How long a signal takes to reach every worker.
+TOLD = 0.25
 
 now = time.monotonic
 
@@ -304,9 +306,11 @@ class Judge:
     def _failed(self, asked):
         if not self._troubled(asked.ended - self.rules.db_timeout - GRACE, asked.ended):
             return "500, but the database was well"
+        known = self._known(asked)
+        earliest = asked.sent + self.rules.db_timeout + (asked.wait if known else 0) - ROUNDING
         if self._stopping(asked):
-            return "500 at a stop, but its state was known" if self._known(asked) else None
-        earliest = asked.sent + self.rules.db_timeout + (asked.wait if self._known(asked) else 0) - ROUNDING
+            told = known and (asked.ended < earliest or self._all_told(asked, earliest))
+            return "500 at a stop, but its state was known" if told else None
         if asked.ended < earliest:
             return f"500, {earliest - asked.ended:.3f} s before patience was to end"
         return None
@@ -323,6 +327,10 @@ class Judge:
     def _stopping(self, asked):
         return (self.timeline.met(Kind.LEAVING, asked.sent - ROUNDING, asked.ended)
                 or self.timeline.met(Kind.DOWN, asked.sent - ROUNDING, asked.ended))
+
+    def _all_told(self, asked, before):
+        """Every worker was told to stop before this moment. At SIGHUP they are told one by one, the last one late."""
+        return any(span.begin + TOLD < before for span in self.timeline.met(Kind.DOWN, asked.sent, asked.ended))
 
     def _known(self, asked, until=math.inf):
         """The worker that answers must have had an answer from the database for it, before this moment."""

@@ -143,6 +143,14 @@ def test_what_was_sent_before_the_pool_was_told_to_stop():
     assert verdicts(11, 12, down=(11.01, 12.5), short=(11, 12), **lost) == []
 
 
+def test_patience_that_ends_while_workers_are_told_to_stop():
+    asked = {"sent": 11, "status": 500, "wait": 3.0, "trouble": (13.9, 17)}
+    end = 14 + TIMEOUT + 0.01
+    assert verdicts(ended=end, leaving=(14.5, 17), **asked) == []
+    assert len(verdicts(ended=end - 0.5, leaving=(14.5, 17), **asked)) == 1
+    assert len(verdicts(ended=end, leaving=(14.2, 17), down=(14.2, 17), **asked)) == 1
+
+
 def test_kept_connections():
     lost = {"status": 0, "outcome": Outcome.CLOSED, "reused": True}
     assert verdicts(11, 11, opened=8, leaving=(10, 10.1), **lost) == []

@@ -1147,7 +1147,7 @@ static void fuzz_end_world(bool abandon)
 int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
 {
     fuzz_begin_world(data, size);
-    for (unsigned i = 0; w.input.left > 0 && i < 300; i++)
+    for (unsigned i = 0; w.input.left > 0 && i < 100; i++)
         caller_act(fuzz_byte(&w.input));
     if (size % 2)
         fuzz_settle_world();
