@@ -120,7 +120,8 @@ def measure_waiting(arguments, build, database):
 def measure_parked(arguments, build, database, paths, descriptors):
     if "parked" not in arguments.only:
         return []
-    most = (descriptors - SPARE_DESCRIPTORS) // 1000 * 1000
+    # The program reserves an eighth for requests that do not wait.
+    most = (descriptors * 7 // 8 - SPARE_DESCRIPTORS) // 1000 * 1000
     levels = []
     for count in LEVELS[1:] if arguments.quick else [*LEVELS, most]:
         say(f"parked: {count:,}")
