@@ -178,24 +178,22 @@ class Peers:
             await asyncio.sleep(chance.uniform(0, wait + 0.2))
         asked.ended = now()
 
-    async def aborter(self, peer, key, wait, chance):
+    async def _interrupt(self, peer, key, wait, chance, make_interruption):
+        """A request, and something else while it waits."""
         asked = self._ask(peer, key, wait)
         async with Direct(self.address, asked) as direct:
             await direct.send(asked, request(key, wait, keep=True))
             await asyncio.sleep(chance.uniform(0, wait))
-            await direct.send(None, fastcgi.abort())
+            await direct.send(None, make_interruption())
             await direct.until_closed(1)
         asked.ended = now()
 
+    async def aborter(self, peer, key, wait, chance):
+        await self._interrupt(peer, key, wait, chance, fastcgi.abort)
+
     async def babbler(self, peer, key, wait, chance):
         """Garbage after a request that waits."""
-        asked = self._ask(peer, key, wait)
-        async with Direct(self.address, asked) as direct:
-            await direct.send(asked, request(key, wait, keep=True))
-            await asyncio.sleep(chance.uniform(0, wait))
-            await direct.send(None, chance.randbytes(chance.randint(1, 200)))
-            await direct.until_closed(1)
-        asked.ended = now()
+        await self._interrupt(peer, key, wait, chance, lambda: chance.randbytes(chance.randint(1, 200)))
 
     async def sequel(self, peer, key, wait, chance):
         """While its request waits, the first bytes of another record come; the rest after the answer."""

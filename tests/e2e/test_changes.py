@@ -12,7 +12,8 @@ import pytest
 
 from layouts import make_merchant, put_view_before_contracts
 from merchant import new_session, new_url
-from servers import Postgres, Standby, make_shop, read_statement, start, wait_until
+from own_cluster import database  # noqa: F401
+from servers import Postgres, Standby, read_statement, start, wait_until
 
 SECONDS = 4
 SLACK = 1.0
@@ -28,11 +29,6 @@ def postgres():
     """A cluster of its own, with two-phase commits: snapshots are those of a whole cluster."""
     with Postgres(max_prepared_transactions=20) as cluster:
         yield cluster
-
-
-@pytest.fixture(scope="module")
-def database(postgres):
-    return make_shop(postgres, "shop")
 
 
 def new_merchant(postgres, **layout):

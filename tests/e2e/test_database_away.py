@@ -8,11 +8,12 @@ import pytest
 from client import assert_error, assert_order
 from layouts import ddl, make_merchant
 from merchant import Merchant, new_session, new_url
+from own_cluster import database, merchant  # noqa: F401
 from servers import ROLE, ROOT, Postgres, make_shop, wait_until
 
 DB_TIMEOUT = 500
 SLACK = 1.0
-# A connection that lasted so many seconds has worked.
+# A connection that lasted this many seconds has worked.
 PROVEN_AGE = 10
 OPTIONS = ("--db-timeout", str(DB_TIMEOUT), "--poll-interval", "100")
 TERMINATE = "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE usename = 'merchant-sessions'"
@@ -24,16 +25,6 @@ def postgres():
     """A cluster that may be stopped without others being disturbed."""
     with Postgres() as cluster:
         yield cluster
-
-
-@pytest.fixture(scope="module")
-def database(postgres):
-    return make_shop(postgres, "shop")
-
-
-@pytest.fixture(scope="module")
-def merchant(postgres, database):
-    return Merchant(postgres, "shop")
 
 
 @pytest.fixture

@@ -509,6 +509,18 @@ def replaced(pool):
     return len(pool.logged("info: workers replaced"))
 
 
+def hang_up_stuck_workers(start_pool):
+    """SIGHUP to a pool of two workers that are both stuck. Returns the pool, and the pids of these two."""
+    pool = start_pool(workers=2)
+    pool.expect(KILLED)
+    stuck = wait_for_workers(pool, 2)
+    answers(pool)
+    for pid in stuck:
+        stop_for_good(pid)
+    pool.send(signal.SIGHUP)
+    return pool, stuck
+
+
 def test_the_end_of_a_replacement_is_logged_when_it_has_come(start_pool):
     """Not when the last old worker was told to stop: that takes a while, and may end with a kill."""
     pool = start_pool(workers=2)
@@ -523,13 +535,7 @@ def test_the_end_of_a_replacement_is_logged_when_it_has_come(start_pool):
 
 
 def test_a_stuck_worker_does_not_hold_up_a_replacement(start_pool):
-    pool = start_pool(workers=2)
-    pool.expect(KILLED)
-    before = wait_for_workers(pool, 2)
-    answers(pool)
-    for stuck in before:
-        stop_for_good(stuck)
-    pool.send(signal.SIGHUP)
+    pool, before = hang_up_stuck_workers(start_pool)
     most = 0
     deadline = time.monotonic() + 10
     while not replaced(pool) and time.monotonic() < deadline:
@@ -546,13 +552,7 @@ def test_a_stuck_worker_does_not_hold_up_a_replacement(start_pool):
 
 def test_hanging_up_during_a_replacement(start_pool):
     """All workers that are older than the last signal are replaced, and each once."""
-    pool = start_pool(workers=2)
-    pool.expect(KILLED)
-    first = wait_for_workers(pool, 2)
-    answers(pool)
-    for stuck in first:
-        stop_for_good(stuck)
-    pool.send(signal.SIGHUP)
+    pool, first = hang_up_stuck_workers(start_pool)
     between = wait_until(lambda: set(children(pool.pid)) - set(first), 4, "a new worker")
     for _ in range(3):
         pool.send(signal.SIGHUP)
@@ -567,13 +567,7 @@ def test_hanging_up_during_a_replacement(start_pool):
 
 
 def test_stopping_during_a_replacement(start_pool):
-    pool = start_pool(workers=2)
-    pool.expect(KILLED)
-    first = wait_for_workers(pool, 2)
-    answers(pool)
-    for stuck in first:
-        stop_for_good(stuck)
-    pool.send(signal.SIGHUP)
+    pool, first = hang_up_stuck_workers(start_pool)
     wait_until(lambda: set(children(pool.pid)) - set(first), 4, "a new worker")
     assert pool.stop(within=2.5) == 1
     assert not replaced(pool)

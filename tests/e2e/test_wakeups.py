@@ -11,8 +11,9 @@ import pytest
 
 import fastcgi
 from client import target
-from merchant import Merchant, new_session, new_url
-from servers import Postgres, make_shop, wait_until
+from merchant import new_session, new_url
+from own_cluster import database, merchant  # noqa: F401
+from servers import Postgres, wait_until
 
 PARKED = 2000
 SOON = 2.0
@@ -70,16 +71,6 @@ def postgres():
     """A cluster where nobody else commits."""
     with Postgres(max_prepared_transactions=20) as cluster:
         yield cluster
-
-
-@pytest.fixture(scope="module")
-def database(postgres):
-    return make_shop(postgres, "shop")
-
-
-@pytest.fixture(scope="module")
-def merchant(postgres, database):
-    return Merchant(postgres, "shop")
 
 
 def index_scans(merchant):
