@@ -21,9 +21,9 @@
 /* How long after a failed accept() it is tried again, and how old the limit on descriptors that we
  * know may be. */
 #define ACCEPT_PAUSE USEC_PER_SEC
-/* Where peers keep their connections, a worker that has accepted one leaves the next ones to the
- * other workers for so long. While a burst goes on it accepts one more at once after each so many
- * times: all workers have an equal share, and even of a thousand none is late. */
+/* Where peers keep their connections, a worker that has accepted leaves the listening socket to the
+ * other workers for SHARE_PAUSE. In a burst the number that it accepts at once grows by one after
+ * each SHARE_GROWTH pauses, so that a burst of a thousand connections does not wait for long. */
 #define SHARE_PAUSE  USEC_PER_MS
 #define SHARE_GROWTH 16
 /* How often the log says that connections or memory run short. */
@@ -33,11 +33,12 @@
 #define RESERVED_DESCRIPTORS 24
 /* How long a peer may be silent in the middle of a request while others want its descriptor. */
 #define SHORT_SILENCE (250 * USEC_PER_MS)
-/* Of the connections, this part and at least so many are for requests that do not wait. */
+/* The part of the connections, and their least number, that is reserved for requests that do not
+ * wait. */
 #define UNPARKED_PART  8
 #define UNPARKED_LEAST 8
-/* While a request waits for a batch, libfcgi's buffers stay warm up to this length of its records,
- * and for so many requests: more than that is more than the next batch holds. */
+/* Limits for keeping libfcgi's buffers while a request waits for a batch: the length of its
+ * records, and the number of such requests. The next batch holds no more. */
 #define WARM_LENGTH   4096
 #define WARM_REQUESTS 256
 /*
@@ -388,7 +389,7 @@ usec_t acceptor_due(const struct acceptor *acceptor)
     return due;
 }
 
-/* The limit may have been changed, or have been too low a belief. */
+/* The limit may have been changed, or assumed too low after a failed accept(). */
 static void acceptor_refresh_limit(struct acceptor *acceptor)
 {
     bool retry = acceptor->state == ACCEPTOR_FULL && acceptor->now >= acceptor->retry;

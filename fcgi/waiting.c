@@ -22,7 +22,7 @@
 /* Limit of a batch of polls while new requests arrive: each may have to wait for the whole batch.
  */
 #define BUSY_BATCH_MAX 32
-/* New requests count as arriving for so long after a batch of them was sent. */
+/* New requests count as arriving until this time after the last batch of them. */
 #define BUSY_TIME (100 * USEC_PER_MS)
 
 TAILQ_HEAD(watch_list, watch);
@@ -438,7 +438,7 @@ void waiting_checked(struct waiting *waiting, uint64_t version, usec_t now)
     usec_t took = now - waiting->sent_at;
 
     waiting_set_version(waiting, version);
-    /* The shortest of late: falls at once, rises slowly. */
+    /* The shortest recent time: it falls at once and rises slowly. */
     if (took < waiting->road)
         waiting->road = took;
     else

@@ -18,9 +18,9 @@
 
 #define EVENTS_AT_ONCE 256
 #define ACCEPT_AT_ONCE 64
-/* After SIGTERM: how long the database may take to say a last time how it stands, */
-#define STOP_ASK (USEC_PER_SEC)
-/* and when a connection that is still open is closed. */
+/* After a signal to stop: how long requests that wait may take for their last lookup. */
+#define STOP_ASK USEC_PER_SEC
+/* After a signal to stop: when connections that are still open are closed. */
 #define STOP_GRACE (1500 * USEC_PER_MS)
 
 /* A request that needs the database. */

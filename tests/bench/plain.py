@@ -63,7 +63,7 @@ def _measure_rates(name, keep, build, database, paths, seconds):
 
 
 def measure_probe(build, database, batch, seconds):
-    """What the database has to do in any case, in batches of so many keys."""
+    """What the database has to do in any case, in batches of that many keys."""
     with tempfile.TemporaryDirectory() as directory:
         keys = pathlib.Path(directory) / "keys"
         serials = database.merchant_serials()

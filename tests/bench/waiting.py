@@ -13,7 +13,7 @@ import processes
 from servers import free_port, start, wait_until
 from waiters import TIMEOUT_MS, Waiters
 
-# Of the parked, so many are claimed at any time: orders that the shopper is about to confirm in the wallet.
+# The part of the parked that is claimed at any time: orders that the shopper is about to confirm in the wallet.
 CLAIMED_SHARE = 0.01
 CLAIMED_LEAST = 20
 COMMITS_PER_SECOND = 100

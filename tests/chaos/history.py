@@ -15,13 +15,13 @@ import enum
 import math
 import time
 
-# A paid order is told so soon after the commit, or after the recovery of the database.
+# Limit of the time from a commit, or from the recovery of the database, to the answer.
 SOON = 2.0
 # What an answer may be late beyond its deadline and --db-timeout; also the time of a recovery.
 GRACE = 1.0
 # While all is well nobody is later than this, whatever --db-timeout is.
 PROMPT = 1.5
-# A request that has been there so long with a healthy database has been looked up.
+# A request that has waited this long with a healthy database has been looked up.
 LOOKED_UP = 1.0
 # Clocks and timers are rounded: an answer may be early by so much.
 ROUNDING = 0.05

@@ -30,7 +30,7 @@ class Target:
         self.corpora = [self.kept, HERE / "corpus" / name]
 
     def run(self, seconds):
-        """Runs the target for so long; True if it found nothing."""
+        """Runs the target for that many seconds; True if it found nothing."""
         # What the program itself logs is of no interest, and may be much.
         ended = self._start(["-close_fd_mask=2", "-print_final_stats=1", "-timeout=10", f"-max_total_time={seconds}",
                              f"-artifact_prefix={self.findings}/{self.name}-", *self.corpora], "/dev/null", self.log)

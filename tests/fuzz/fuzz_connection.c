@@ -76,9 +76,10 @@ static socklen_t address_length;
 static usec_t fuzz_now;
 static unsigned serials;
 static int connects;
-/* So many allocations of connection.c and record.c fail; of malloc() only the larger. */
+/* The number of allocations of connection.c and record.c that are still to fail; of malloc() only
+ * the larger ones. */
 static unsigned failing;
-static unsigned crowded; /* for so many turns no descriptor can be had */
+static unsigned crowded; /* turns for which no descriptor can be had */
 
 /* connection.c and record.c ask for memory by this; libfcgi does not. */
 void *__wrap_malloc(size_t size)

@@ -363,7 +363,7 @@ static void test_largest_path_from_cgi_variables(void **state)
     }
 }
 
-/* A string of so many equal characters behind a prefix; the caller frees it. */
+/* A string of `length` equal characters behind a prefix; the caller frees it. */
 static char *long_string(const char *prefix, size_t length)
 {
     char *text = calloc(1, strlen(prefix) + length + 1);

@@ -77,7 +77,7 @@ static void send_nothing(struct fixture *f)
     assert_int_equal(waiting_next(f->waiting, &f->batch, f->now), WAITING_NOTHING);
 }
 
-/* Sends a batch, with so many keys. A check that comes before it finds nothing new. */
+/* Sends a batch, which has `count` keys. A check that comes before it finds nothing new. */
 static void send(struct fixture *f, enum session_question question, size_t count)
 {
     enum waiting_step step;
@@ -115,7 +115,7 @@ static void park_all(struct fixture *f)
     }
 }
 
-/* Looks up so many keys that nobody has paid; all who asked are parked. */
+/* Looks up `count` keys that nobody has paid; all who asked are parked. */
 static void look_up(struct fixture *f, size_t count, const struct session_answer *answer)
 {
     send(f, QUESTION_EVERYTHING, count);
@@ -774,7 +774,7 @@ static void test_every_key_is_polled_in_its_turn(void **state)
 
 /* ---- The budget of polls ---- */
 
-/* Sends polls that take 2 ms each for so many keys; returns how long they took in all. */
+/* Sends polls that take 2 ms each for that many keys; returns how long they took in all. */
 static usec_t poll_keys(struct fixture *f, size_t keys)
 {
     usec_t took = 0;
