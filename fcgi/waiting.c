@@ -17,6 +17,11 @@
 #define BUDGET_CREDIT_MAX (300 * USEC_PER_MS)
 #define BUDGET_CHARGE_MAX (100 * USEC_PER_MS)
 
+/* The road to the database is the shortest time of so many checks, of the last and of the ones
+ * before: a few seconds, so that it follows a network that changes, and a single check that found
+ * the machine busy does not count. */
+#define ROAD_CHECKS 64
+
 /* Limit of a batch of polls of claimed orders: those who are about to pay wait for its end. */
 #define CLAIMED_BATCH_MAX 64
 /* Limit of a batch of polls while new requests arrive: each may have to wait for the whole batch.
@@ -30,6 +35,13 @@ TAILQ_HEAD(watch_list, watch);
 struct budget {
     usec_t credit; /* at the time below; below 0: in debt */
     usec_t at;
+};
+
+/* What a statement takes that costs the database nothing, as the checks measure it. */
+struct road {
+    usec_t shortest; /* of `checks` checks */
+    usec_t before;   /* of the ROAD_CHECKS before them; USEC_NEVER: there were none */
+    unsigned checks;
 };
 
 /* What a turn of the database connection is for. */
@@ -61,7 +73,7 @@ struct waiting {
     enum turn last_turn;
     bool last_was_check; /* of the last two turns that were not TURN_FRESH, the later */
     usec_t fresh_at;     /* when requests that ask were last asked about */
-    usec_t road;         /* what a statement takes that costs the database nothing */
+    struct road road;
     struct budget budgets[WATCH_AWAY]; /* by place; of parked watches */
 };
 
@@ -86,7 +98,7 @@ struct waiting *waiting_new(usec_t check_interval, usec_t patience)
     waiting->check_interval = check_interval;
     waiting->patience = patience;
     waiting->stop_limit = USEC_NEVER;
-    waiting->road = USEC_NEVER;
+    waiting->road = (struct road){.shortest = USEC_NEVER, .before = USEC_NEVER};
     for (int place = 0; place < WATCH_AWAY; place++) {
         TAILQ_INIT(&waiting->places[place]);
         TAILQ_INIT(&waiting->polled[place]);
@@ -292,6 +304,20 @@ static usec_t budget_due(const struct budget *budget)
     return budget->credit > 0 ? 0 : budget->at + (1 - budget->credit) * BUDGET_SHARE;
 }
 
+static void road_add(struct road *road, usec_t took)
+{
+    if (road->checks == ROAD_CHECKS)
+        *road = (struct road){.shortest = USEC_NEVER, .before = road->shortest};
+    road->shortest = usec_min(road->shortest, took);
+    road->checks++;
+}
+
+/* USEC_NEVER before the first check. */
+static usec_t road_time(const struct road *road)
+{
+    return usec_min(road->shortest, road->before);
+}
+
 /* When the watches of a place of parked ones may be polled; USEC_NEVER if none has to be. */
 static usec_t waiting_place_due(const struct waiting *waiting, enum watch_place place)
 {
@@ -435,16 +461,11 @@ usec_t waiting_due(const struct waiting *waiting, usec_t now)
 
 void waiting_checked(struct waiting *waiting, uint64_t version, usec_t now)
 {
-    usec_t took = now - waiting->sent_at;
-
     waiting_set_version(waiting, version);
-    /* The shortest recent time: it falls at once and rises slowly. */
-    if (took < waiting->road)
-        waiting->road = took;
-    else
-        waiting->road += usec_min(took - waiting->road, waiting->check_interval) / 16;
+    road_add(&waiting->road, now - waiting->sent_at);
     /* Where the road is long, half of the time at least belongs to others. */
-    waiting->check_due = usec_max(waiting->sent_at + waiting->check_interval, now + waiting->road);
+    waiting->check_due =
+        usec_max(waiting->sent_at + waiting->check_interval, now + road_time(&waiting->road));
 }
 
 static bool watch_learn(struct watch *watch, const struct session_answer *answer)
@@ -524,7 +545,7 @@ void waiting_settle(
 {
     if (waiting->question == QUESTION_PAYMENT)
         budget_charge(&waiting->budgets[waiting->last_polled],
-            usec_max(now - waiting->sent_at - waiting->road, 0), now);
+            usec_max(now - waiting->sent_at - road_time(&waiting->road), 0), now);
     for (size_t i = 0; i < waiting->batch_count; i++)
         waiting_settle_watch(waiting, waiting->batch[i], &answers[i], park_limit, now);
     waiting_end_batch(waiting);

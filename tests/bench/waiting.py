@@ -20,6 +20,8 @@ COMMITS_PER_SECOND = 100
 # Seconds between payments, at random: where nothing else commits there is to be some quiet between them.
 QUIET_PAUSE = (0.05, 0.15)
 BUSY_PAUSE = (0.02, 0.08)
+# What polling may take at once, from the quiet time before, is used up after that.
+BUSY_WARM_UP = 3
 DELAY_MS = 10
 LOCK_SECONDS = 1
 DELAY = pathlib.Path(__file__).resolve().parent / "delay.py"
@@ -150,6 +152,7 @@ def measure(parked, everybody, build, database, quick):
                    "alone": scene.pay(scene.claimed_payments(payments), QUIET_PAUSE)}
         commits = stack.enter_context(database.disturbed(COMMITS_PER_SECOND))
         begun = time.monotonic()
+        time.sleep(BUSY_WARM_UP)
         figures["busy"] = scene.cost(busy_seconds)
         figures["disturbed"] = scene.pay(scene.claimed_payments(payments), BUSY_PAUSE)
         if not everybody:

@@ -851,28 +851,56 @@ static void test_one_slow_poll_does_not_stop_polling(void **state)
     waiting_remove(f->waiting, &waiter);
 }
 
-/* The road to the database costs the database nothing: the check measures it. */
-static void test_long_road_is_not_charged(void **state)
+/* Polls of one session for a while, on a database that changes all the time: how much of the time
+ * the polls took, in percent. Of 16
+ * checks 15 are slow. */
+static int percent_polling(
+    struct fixture *f, usec_t road, usec_t slow_check, usec_t work, usec_t duration)
 {
-    static const usec_t road = 20 * USEC_PER_MS;
-    struct fixture *f = *state;
-    struct waiter waiter = {0};
-    size_t polls = 0;
+    usec_t begin = f->now, polling = 0;
+    int checks = 0;
 
-    add_parked(f, &waiter, "a", &unknown);
-    for (int i = 0; i < 200; i++) {
+    while (f->now - begin < duration) {
         enum waiting_step step;
 
         f->now = usec_max(f->now, waiting_due(f->waiting, f->now));
         step = waiting_next(f->waiting, &f->batch, f->now);
-        f->now += road;
-        if (step == WAITING_CHECK)
+        if (step == WAITING_CHECK) {
+            f->now += checks++ % 16 == 0 ? road : slow_check;
             waiting_checked(f->waiting, ++f->version, f->now);
-        else
+        } else {
+            f->now += road + work;
+            polling += work;
             settle(f, &unknown);
-        polls += step == WAITING_BATCH;
+        }
     }
-    assert_in_range(polls, 95, 105);
+    return (int)(polling * 100 / (f->now - begin));
+}
+
+/* Where the machine is busy most checks are slow, and that is not the road. */
+static void test_slow_checks_do_not_make_polls_free(void **state)
+{
+    static const usec_t ms = USEC_PER_MS;
+    struct fixture *f = *state;
+    struct waiter waiter = {0};
+
+    add_parked(f, &waiter, "a", &unknown);
+    assert_in_range(percent_polling(f, ms, 12 * ms, 5 * ms, 100 * USEC_PER_SEC), 8, 11);
+    waiting_remove(f->waiting, &waiter);
+}
+
+/* The road costs the database nothing: the check measures it. One that becomes longer for good is
+ * not charged any more after a few seconds. */
+static void test_long_road_is_not_charged(void **state)
+{
+    static const usec_t ms = USEC_PER_MS;
+    struct fixture *f = *state;
+    struct waiter waiter = {0};
+
+    add_parked(f, &waiter, "a", &unknown);
+    percent_polling(f, 40 * ms, 40 * ms, 5 * ms, 20 * USEC_PER_SEC);
+    /* Charged, they would have a tenth of the time, road and all: 1 %. */
+    assert_in_range(percent_polling(f, 40 * ms, 40 * ms, 5 * ms, 20 * USEC_PER_SEC), 4, 7);
     waiting_remove(f->waiting, &waiter);
 }
 
@@ -1176,6 +1204,7 @@ int main(void)
         WAITING_TEST(test_one_round_after_a_quiet_time_is_not_held_up),
         WAITING_TEST(test_one_slow_poll_does_not_stop_polling),
         WAITING_TEST(test_long_road_is_not_charged),
+        WAITING_TEST(test_slow_checks_do_not_make_polls_free),
         WAITING_TEST(test_long_road_leaves_turns_to_unclaimed_orders),
         WAITING_TEST(test_claimed_orders_leave_budget_to_the_others),
         WAITING_TEST(test_one_slow_check_does_not_stop_checks),
