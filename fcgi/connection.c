@@ -23,9 +23,11 @@
 #define ACCEPT_PAUSE USEC_PER_SEC
 /* Where peers keep their connections, a worker that has accepted leaves the listening socket to the
  * other workers for SHARE_PAUSE. In a burst the number that it accepts at once grows by one after
- * each SHARE_GROWTH pauses, so that a burst of a thousand connections does not wait for long. */
+ * each SHARE_GROWTH pauses, up to SHARE_MOST, so that a burst of a thousand connections does not
+ * wait for long. Without that bound whoever has accepted most would accept ever more. */
 #define SHARE_PAUSE  USEC_PER_MS
 #define SHARE_GROWTH 16
+#define SHARE_MOST   4
 /* How often the log says that connections or memory run short. */
 #define COMPLAINT_INTERVAL (10 * USEC_PER_SEC)
 /* Descriptors that connections leave to the rest: the log, the database (twice, while it is being
@@ -100,7 +102,7 @@ struct acceptor {
     enum acceptor_state state;
     usec_t retry;     /* ACCEPTOR_SHARING and ACCEPTOR_FULL: when to look again */
     size_t accepted;  /* connections, since acceptor_expire() */
-    size_t burst;     /* how many times in a row it has accepted some, and left the next ones */
+    size_t burst;     /* how often it has accepted some of late, and left the next ones */
     bool peers_keep;  /* the last request came with FCGI_KEEP_CONN */
     size_t limit;     /* connections that there may be, as far as we know */
     usec_t limit_due; /* when to read the limit again */
@@ -337,12 +339,20 @@ static void acceptor_fail(struct acceptor *acceptor, int error)
     acceptor_set_state(acceptor, ACCEPTOR_FULL);
 }
 
+/* How many connections this worker may accept before it leaves the next ones to the others. */
+static size_t acceptor_share_of_burst(const struct acceptor *acceptor)
+{
+    size_t share = 1 + acceptor->burst / SHARE_GROWTH;
+
+    return share < SHARE_MOST ? share : SHARE_MOST;
+}
+
 /* Whether this worker may accept one more connection in this turn. */
 static bool acceptor_may_accept(const struct acceptor *acceptor)
 {
     switch (acceptor->state) {
     case ACCEPTOR_LISTENING:
-        return !acceptor->peers_keep || acceptor->accepted < 1 + acceptor->burst / SHARE_GROWTH;
+        return !acceptor->peers_keep || acceptor->accepted < acceptor_share_of_burst(acceptor);
     case ACCEPTOR_STOPPED:
         return true;
     case ACCEPTOR_SHARING:
@@ -415,7 +425,7 @@ static void acceptor_share(struct acceptor *acceptor)
     if (acceptor->state == ACCEPTOR_SHARING && acceptor->now >= acceptor->retry) {
         acceptor_set_state(acceptor, ACCEPTOR_LISTENING);
     } else if (acceptor->state == ACCEPTOR_LISTENING) {
-        acceptor->burst = acceptor->accepted > 0 ? acceptor->burst + 1 : 0;
+        acceptor->burst = acceptor->accepted > 0 ? acceptor->burst + 1 : acceptor->burst / 2;
         if (acceptor->accepted > 0)
             acceptor_set_state(acceptor, ACCEPTOR_SHARING);
         if (!acceptor->peers_keep)
