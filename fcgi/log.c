@@ -1,13 +1,18 @@
 /* SPDX-License-Identifier: GPL-3.0-or-later */
 #include "log.h"
 
+#include <fcntl.h>
 #include <stdarg.h>
 #include <stdio.h>
+#include <sys/socket.h>
+#include <sys/stat.h>
 #include <unistd.h>
 
 #define LINE_MAX_BYTES 1000
 
 static bool log_verbose, log_muted;
+static bool log_is_socket;     /* as under systemd */
+static unsigned long log_lost; /* lines, since the last one that could be written */
 
 void log_set_verbose(bool verbose)
 {
@@ -26,27 +31,91 @@ static size_t log_clip(int wanted, size_t room)
     return (size_t)wanted < room ? (size_t)wanted : room - 1;
 }
 
-void log_write(enum log_level level, const char *format, ...)
+/* Gives this process a standard error of its own that does not block: O_NONBLOCK concerns everybody
+ * who shares an open file, such as the shell on a terminal. */
+static void log_reopen(void)
+{
+    int fd = open("/proc/self/fd/2", O_WRONLY | O_APPEND | O_NOCTTY | O_NONBLOCK | O_CLOEXEC);
+
+    if (fd < 0)
+        return;
+    dup2(fd, STDERR_FILENO);
+    close(fd);
+}
+
+void log_open(void)
+{
+    struct stat status;
+
+    if (fstat(STDERR_FILENO, &status) != 0)
+        return;
+    log_is_socket = S_ISSOCK(status.st_mode);
+    if (S_ISFIFO(status.st_mode) || isatty(STDERR_FILENO))
+        log_reopen();
+}
+
+/* One write, so that the lines of several processes do not mix. */
+static bool log_put(const char *line, size_t length)
+{
+    ssize_t written = log_is_socket ? send(STDERR_FILENO, line, length, MSG_DONTWAIT | MSG_NOSIGNAL)
+                                    : write(STDERR_FILENO, line, length);
+
+    return written >= 0;
+}
+
+/* Makes a line; returns its length. */
+static size_t __attribute__((format(printf, 3, 0)))
+log_format(char line[LINE_MAX_BYTES], enum log_level level, const char *format, va_list args)
 {
     static const char *const names[] = {"error", "warning", "info", "debug"};
+    const size_t room = LINE_MAX_BYTES - 1;
+    size_t length = log_clip(
+        snprintf(line, room, "merchant-sessions[%d] %s: ", (int)getpid(), names[level]), room);
+
+    length += log_clip(vsnprintf(line + length, room - length, format, args), room - length);
+    for (size_t i = 0; i < length; i++)
+        if ((unsigned char)line[i] < 0x20 || line[i] == 0x7f)
+            line[i] = '?';
+    line[length++] = '\n';
+    return length;
+}
+
+static bool __attribute__((format(printf, 2, 3)))
+log_line(enum log_level level, const char *format, ...)
+{
+    char line[LINE_MAX_BYTES];
+    va_list args;
+    size_t length;
+
+    va_start(args, format);
+    length = log_format(line, level, format, args);
+    va_end(args);
+    return log_put(line, length);
+}
+
+/* Says how many lines were lost. False if that cannot be written either. */
+static bool log_tell_lost(void)
+{
+    if (log_lost == 0)
+        return true;
+    if (!log_line(
+            LOG_WARNING, "lines of the log that could not be written and are lost: %lu", log_lost))
+        return false;
+    log_lost = 0;
+    return true;
+}
+
+void log_write(enum log_level level, const char *format, ...)
+{
     char line[LINE_MAX_BYTES];
     va_list args;
     size_t length;
 
     if (log_muted || (level == LOG_DEBUG && !log_verbose))
         return;
-    length = log_clip(
-        snprintf(line, sizeof line - 1, "merchant-sessions[%d] %s: ", (int)getpid(), names[level]),
-        sizeof line - 1);
     va_start(args, format);
-    length += log_clip(
-        vsnprintf(line + length, sizeof line - 1 - length, format, args), sizeof line - 1 - length);
+    length = log_format(line, level, format, args);
     va_end(args);
-    for (size_t i = 0; i < length; i++)
-        if ((unsigned char)line[i] < 0x20 || line[i] == 0x7f)
-            line[i] = '?';
-    line[length++] = '\n';
-    /* One write, so that the lines of several processes do not mix. */
-    if (write(STDERR_FILENO, line, length) < 0)
-        return;
+    if (!log_tell_lost() || !log_put(line, length))
+        log_lost++;
 }

@@ -13,13 +13,18 @@
  */
 enum log_level { LOG_ERROR, LOG_WARNING, LOG_INFO, LOG_DEBUG };
 
+/* Prepares standard error, before the first line. Where it is a pipe, a socket or a terminal that
+ * nobody reads any more, a line must not block the process: it is lost instead. */
+void log_open(void);
+
 /* Lets the log have LOG_DEBUG lines too. */
 void log_set_verbose(bool verbose);
 
 /* Lets the log have no more lines. For --check, which says on standard output what it finds. */
 void log_mute(void);
 
-/* Writes a line. Errors in writing are ignored: there is nobody left to tell. */
+/* Writes a line. One that cannot be written is lost; the next one that can comes after a line that
+ * says how many were. */
 void log_write(enum log_level level, const char *format, ...) __attribute__((format(printf, 2, 3)));
 
 #define log_error(...)   log_write(LOG_ERROR, __VA_ARGS__)

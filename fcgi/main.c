@@ -48,6 +48,7 @@ int main(int argc, char *argv[])
 {
     struct options options = options_read(argc, argv);
 
+    log_open();
     log_set_verbose(options.verbose);
     if (options.check)
         return check_run(&options);

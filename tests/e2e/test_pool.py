@@ -701,3 +701,21 @@ def test_wrk_through_nginx(start_site, merchant):
     assert "Non-2xx" not in done.stdout and "Socket errors" not in done.stdout, done.stdout
     lines = [line for line in site.pool.log_lines() if " info: " in line]
     assert len(lines) < 20, "the log speaks of requests"
+
+
+# The log
+
+def test_a_log_that_nobody_reads_holds_up_nobody(program, database, tmp_path):
+    path = tmp_path / "pool.sock"
+    reader, writer = os.pipe()
+    with start([program, "--verbose", "--workers", "1", "--database", database, "--listen", path],
+               stderr=writer, start_new_session=True) as process:
+        os.close(writer)
+        wait_until(path.exists, 5, "the socket")
+        fcgi = Fcgi(str(path))
+        for _ in range(1500):
+            assert fcgi.get("/nothing").status == 404
+        process.terminate()
+        assert process.wait(5) == 0
+    with open(reader, "rb") as log:
+        assert len(log.read()) > 60_000, "the log did not fill the pipe"

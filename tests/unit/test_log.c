@@ -1,6 +1,10 @@
 /* SPDX-License-Identifier: GPL-3.0-or-later */
 #include "capture.h"
 
+#include <fcntl.h>
+#include <stdlib.h>
+#include <sys/socket.h>
+
 #include "log.h"
 
 /* The longest line, its end included (log.h). */
@@ -80,6 +84,7 @@ static void test_long_lines(void **state)
 
 static void test_no_standard_error(void **state)
 {
+    struct capture capture;
     int fd = dup(STDERR_FILENO);
 
     (void)state;
@@ -87,6 +92,75 @@ static void test_no_standard_error(void **state)
     log_error("to nobody");
     assert_int_equal(dup2(fd, STDERR_FILENO), STDERR_FILENO);
     close(fd);
+    capture_begin(&capture);
+    log_info("to somebody");
+    capture_end(&capture);
+    assert_contains(capture.text, "lines of the log that could not be written and are lost: 1");
+}
+
+/* Of a text that was read: the lines below, and those that it says were lost. */
+static int count_read_and_lost(const char *text)
+{
+    static const char read_line[] = "info: nobody reads this", lost_line[] = "are lost: ";
+    int count = 0;
+
+    for (const char *at = text; (at = strstr(at, read_line)); at += strlen(read_line))
+        count++;
+    for (const char *at = text; (at = strstr(at, lost_line)); at += strlen(lost_line))
+        count += atoi(at + strlen(lost_line));
+    return count;
+}
+
+/* Logs to a pipe or a socket that is read only after many lines: none blocks, and those that were
+ * lost are told of as soon as there is room again. */
+static void check_unread(int ends[2])
+{
+    enum { LINES = 20 * 1000 };
+    static char text[1 << 20];
+    int saved = dup(STDERR_FILENO);
+    size_t length = 0;
+    ssize_t more;
+
+    assert_true(dup2(ends[1], STDERR_FILENO) >= 0);
+    log_open();
+    for (int i = 0; i < LINES; i++)
+        log_info("nobody reads this");
+    /* Whoever else has it is not concerned. */
+    assert_int_equal(fcntl(ends[1], F_GETFL) & O_NONBLOCK, 0);
+    assert_int_equal(fcntl(ends[0], F_SETFL, O_NONBLOCK), 0);
+    for (int logged = 0; logged < 2; logged++) {
+        while ((more = read(ends[0], text + length, sizeof text - 1 - length)) > 0)
+            length += (size_t)more;
+        if (logged == 0)
+            log_info("somebody reads this");
+    }
+    dup2(saved, STDERR_FILENO);
+    log_open();
+    close(saved);
+    text[length] = '\0';
+    assert_int_equal(count_read_and_lost(text), LINES);
+    assert_contains(text, " could not be written and are lost: ");
+    assert_contains(text, " info: somebody reads this\n");
+    close(ends[0]);
+    close(ends[1]);
+}
+
+static void test_unread_pipe(void **state)
+{
+    int ends[2];
+
+    (void)state;
+    assert_int_equal(pipe(ends), 0);
+    check_unread(ends);
+}
+
+static void test_unread_socket(void **state)
+{
+    int ends[2];
+
+    (void)state;
+    assert_int_equal(socketpair(AF_UNIX, SOCK_STREAM, 0, ends), 0);
+    check_unread(ends);
 }
 
 int main(void)
@@ -97,6 +171,8 @@ int main(void)
         cmocka_unit_test(test_control_characters),
         cmocka_unit_test(test_long_lines),
         cmocka_unit_test(test_no_standard_error),
+        cmocka_unit_test(test_unread_pipe),
+        cmocka_unit_test(test_unread_socket),
     };
 
     return cmocka_run_group_tests(tests, NULL, NULL);
