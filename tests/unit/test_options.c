@@ -24,12 +24,15 @@ static void read_options(struct outcome *outcome, const char *first, const char 
     pid_t pid;
 
     assert_int_equal(pipe(ends), 0);
+    fflush(stdout);
     capture_begin(&outcome->capture);
     pid = fork();
     assert_true(pid >= 0);
     if (pid == 0) {
-        struct options options = options_read(first ? second ? 3 : 2 : 1, argv);
+        struct options options;
 
+        dup2(STDERR_FILENO, STDOUT_FILENO);
+        options = options_read(first ? second ? 3 : 2 : 1, argv);
         /* The pointers in it are good in the parent: both are copies of one process. */
         _exit(write(ends[1], &options, sizeof options) == (ssize_t)sizeof options ? 0 : 99);
     }
@@ -83,6 +86,35 @@ static void test_defaults(void **state)
     assert_int_equal(outcome.options.db_timeout_ms, 2000);
     assert_false(outcome.options.check);
     assert_false(outcome.options.verbose);
+}
+
+/* Help has the default in parentheses after the option. */
+static void assert_help_says(const char *help, const char *option, int base, int value)
+{
+    const char *place = strstr(help, option);
+    char wanted[32];
+    size_t length;
+
+    snprintf(wanted, sizeof wanted, base == 8 ? "%04o" : "%u", (unsigned)value);
+    length = strlen(wanted);
+    place = place ? strchr(place, '(') : NULL;
+    if (!place || strncmp(place + 1, wanted, length) != 0 || place[1 + length] != ')')
+        fail_msg("%s is %s by default: %s", option, wanted, help);
+}
+
+static void test_help_says_the_defaults(void **state)
+{
+    struct outcome outcome, help;
+
+    (void)state;
+    read_options(&outcome, NULL, NULL);
+    read_options(&help, "--help", NULL);
+    assert_false(help.returned);
+    assert_help_says(help.capture.text, "--socket-mode ", 8, (int)outcome.options.socket_mode);
+    assert_help_says(help.capture.text, "--poll-interval ", 10, outcome.options.poll_interval_ms);
+    assert_help_says(help.capture.text, "--max-wait ", 10, outcome.options.max_wait_ms);
+    assert_help_says(help.capture.text, "--max-waiting ", 10, outcome.options.max_waiting);
+    assert_help_says(help.capture.text, "--db-timeout ", 10, outcome.options.db_timeout_ms);
 }
 
 static void test_ranges(void **state)
@@ -200,6 +232,7 @@ int main(void)
 {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_defaults),
+        cmocka_unit_test(test_help_says_the_defaults),
         cmocka_unit_test(test_ranges),
         cmocka_unit_test(test_socket_mode),
         cmocka_unit_test(test_addresses),
