@@ -14,6 +14,7 @@
 #include "lookup.h"
 #include "query.h"
 #include "reply.h"
+#include "sandbox.h"
 #include "waiting.h"
 
 #define EVENTS_AT_ONCE 256
@@ -371,6 +372,18 @@ static void worker_abandon(struct worker *worker)
     worker_take_outcomes(worker, now);
 }
 
+static void worker_enter_sandbox(const struct options *options)
+{
+    struct sandbox sandbox;
+
+    if (options->no_sandbox)
+        return;
+    sandbox = sandbox_enter(options);
+    log_debug("sandbox: new privileges %s, core files %s, writing and starting files %s",
+        sandbox.no_new_privileges ? "off" : "on", sandbox.undumpable ? "off" : "on",
+        sandbox.files ? "off" : "on");
+}
+
 static bool worker_open(struct worker *worker, int listen_fd)
 {
     const struct options *options = worker->options;
@@ -447,6 +460,7 @@ int worker_run(const struct options *options, int listen_fd)
     }
     worker->options = options;
     worker->stop_due = USEC_NEVER;
+    worker_enter_sandbox(options);
     ok = worker_open(worker, listen_fd);
     if (ok) {
         /* After libfcgi, which has installed handlers of its own. */
