@@ -460,12 +460,12 @@ int worker_run(const struct options *options, int listen_fd)
     }
     worker->options = options;
     worker->stop_due = USEC_NEVER;
-    worker_enter_sandbox(options);
     ok = worker_open(worker, listen_fd);
     if (ok) {
         /* After libfcgi, which has installed handlers of its own. */
         sigset_t unblocked = worker_catch_signals();
 
+        worker_enter_sandbox(options);
         while (ok && !worker_is_done(worker))
             ok = worker_turn(worker, &unblocked);
     }
