@@ -17,7 +17,15 @@
 #define ENVIRONMENT "MERCHANT_SESSIONS_"
 
 /* Values for getopt_long() of options without a letter. */
-enum { SOCKET_MODE = UCHAR_MAX + 1, POLL_INTERVAL, MAX_WAIT, MAX_WAITING, DB_TIMEOUT, CHECK };
+enum {
+    SOCKET_MODE = UCHAR_MAX + 1,
+    POLL_INTERVAL,
+    MAX_WAIT,
+    MAX_WAITING,
+    DB_TIMEOUT,
+    NO_SANDBOX,
+    CHECK
+};
 
 static const char options_usage[] =
     "Usage: merchant-sessions.fcgi [options]\n"
@@ -32,6 +40,7 @@ static const char options_usage[] =
     "      --max-wait MS        upper limit of timeout_ms (50000)\n"
     "      --max-waiting N      waiting requests per worker (8192)\n"
     "      --db-timeout MS      time limit of the database's answer (2000)\n"
+    "      --no-sandbox         let workers keep rights that they do not need\n"
     "      --check              check the set-up and the database, then exit\n"
     "  -v, --verbose            log more\n"
     "  -V, --version            print the version\n"
@@ -49,6 +58,7 @@ static const struct option options_long[] = {
     {"max-wait", required_argument, NULL, MAX_WAIT},
     {"max-waiting", required_argument, NULL, MAX_WAITING},
     {"db-timeout", required_argument, NULL, DB_TIMEOUT},
+    {"no-sandbox", no_argument, NULL, NO_SANDBOX},
     {"check", no_argument, NULL, CHECK},
     {"verbose", no_argument, NULL, 'v'},
     {"version", no_argument, NULL, 'V'},
@@ -146,6 +156,9 @@ static void options_set(struct options *options, int option, const char *name, c
         break;
     case DB_TIMEOUT:
         options->db_timeout_ms = options_read_int(name, value, 10, 60 * 1000);
+        break;
+    case NO_SANDBOX:
+        options->no_sandbox = options_read_flag(name, value);
         break;
     case CHECK:
         options->check = options_read_flag(name, value);

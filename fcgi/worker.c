@@ -14,6 +14,7 @@
 #include "lookup.h"
 #include "query.h"
 #include "reply.h"
+#include "sandbox.h"
 #include "waiting.h"
 
 #define EVENTS_AT_ONCE 256
@@ -371,6 +372,18 @@ static void worker_abandon(struct worker *worker)
     worker_take_outcomes(worker, now);
 }
 
+static void worker_enter_sandbox(const struct options *options)
+{
+    struct sandbox sandbox;
+
+    if (options->no_sandbox)
+        return;
+    sandbox = sandbox_enter(options);
+    log_debug("sandbox: new privileges %s, core files %s, writing and starting files %s",
+        sandbox.no_new_privileges ? "off" : "on", sandbox.undumpable ? "off" : "on",
+        sandbox.files ? "off" : "on");
+}
+
 static bool worker_open(struct worker *worker, int listen_fd)
 {
     const struct options *options = worker->options;
@@ -452,6 +465,7 @@ int worker_run(const struct options *options, int listen_fd)
         /* After libfcgi, which has installed handlers of its own. */
         sigset_t unblocked = worker_catch_signals();
 
+        worker_enter_sandbox(options);
         while (ok && !worker_is_done(worker))
             ok = worker_turn(worker, &unblocked);
     }

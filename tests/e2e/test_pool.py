@@ -683,10 +683,10 @@ def test_idle_takes_no_processor_and_leaks_no_descriptor(start_pool):
     pool = start_pool()
     answers(pool)
     pid, = pool.workers()
-    before = sorted(os.listdir(f"/proc/{pid}/fd"))
+    before = {*os.listdir(f"/proc/{pid}/fd")}  # with that of the last connection, perhaps
     for _ in range(50):
         answers(pool)
-    wait_until(lambda: sorted(os.listdir(f"/proc/{pid}/fd")) == before, 2, "the same descriptors")
+    wait_until(lambda: {*os.listdir(f"/proc/{pid}/fd")} <= before, 2, "no more descriptors")
     assert busy(pid) < 0.1
 
 

@@ -1,0 +1,87 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""What a worker gives up, and that it reaches the database all the same.
+
+The unit test of sandbox tries what is forbidden.
+"""
+
+import contextlib
+import pathlib
+import shutil
+import subprocess
+
+import pytest
+
+from conftest import CheckedPool
+from merchant import new_session, new_url
+from own_cluster import database, merchant  # noqa: F401 - fixtures
+from servers import Postgres
+
+
+class TlsPostgres(Postgres):
+    """A cluster that has a certificate for localhost, which its clients get in `certificate`."""
+
+    def __init__(self, directory):
+        super().__init__(ssl="on", ssl_cert_file=directory / "crt", ssl_key_file=directory / "key")
+        self.certificate = directory / "crt"
+        subprocess.run(["openssl", "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-days", "2", "-subj",
+                        "/CN=localhost", "-keyout", directory / "key", "-out", self.certificate],
+                       check=True, capture_output=True)
+        if self.account:
+            shutil.chown(directory / "key", self.account)
+
+
+@pytest.fixture(scope="module")
+def postgres(tmp_path_factory):
+    directory = tmp_path_factory.mktemp("tls")
+    for path in (directory, *directory.parents[:2]):
+        path.chmod(0o755)
+    with TlsPostgres(directory) as cluster:
+        yield cluster
+
+
+def process_status(pid, what):
+    for line in pathlib.Path(f"/proc/{pid}/status").read_text().splitlines():
+        if line.startswith(what + ":"):
+            return line.split()[1]
+    raise KeyError(what)
+
+
+@contextlib.contextmanager
+def serving(program, conninfo, *options, workers=1):
+    with CheckedPool(program, "--workers", workers, "--verbose", *options, database=conninfo) as pool:
+        assert pool.fcgi.ask(new_session(), new_url()).status == 404
+        yield pool
+
+
+def over_tls(postgres, *more):
+    return " ".join([f"host=localhost port={postgres.port} dbname=shop user=merchant-sessions", "sslmode=verify-full",
+                     f"sslrootcert={postgres.certificate}", *more])
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_tls_and_a_host_name(program, postgres, database, workers):  # noqa: F811
+    with serving(program, over_tls(postgres), workers=workers) as pool:
+        assert pool.logged("sandbox: new privileges off, core files off")
+        assert postgres.psql("SELECT count(*) FROM pg_stat_ssl JOIN pg_stat_activity USING (pid) WHERE ssl", "shop") == "1"
+        postgres.psql("SELECT pg_terminate_backend(pid) FROM pg_stat_ssl WHERE ssl", "shop")
+        pool.expect("trying again")
+        assert pool.fcgi.ask(new_session(), new_url()).status == 404
+
+
+def test_password_in_a_file(program, postgres, database, tmp_path):  # noqa: F811
+    passwords = tmp_path / "passwords"
+    passwords.write_text("*:*:*:*:wrong-or-right-nobody-asks\n")
+    passwords.chmod(0o600)
+    with serving(program, f"{database} passfile={passwords}"):
+        pass
+
+
+def test_state_of_a_worker(program, database):  # noqa: F811
+    with serving(program, database) as pool:
+        worker, = pool.workers()
+        assert process_status(worker, "NoNewPrivs") == "1"
+        assert process_status(pool.pid, "NoNewPrivs") == "0"
+    with serving(program, database, "--no-sandbox") as pool:
+        worker, = pool.workers()
+        assert process_status(worker, "NoNewPrivs") == "0"
+        assert not pool.logged("sandbox")
