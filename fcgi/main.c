@@ -8,6 +8,7 @@
 #include "check.h"
 #include "listener.h"
 #include "log.h"
+#include "metrics.h"
 #include "options.h"
 #include "pool.h"
 #include "worker.h"
@@ -24,12 +25,29 @@ static void main_raise_descriptor_limit(void)
         log_warning("cannot raise the limit on open files");
 }
 
+/* A pool without processes: its only slot is this one. */
+static int main_serve_alone(const struct options *options, int listen_fd)
+{
+    struct metrics *metrics = metrics_new(1);
+    int status;
+
+    if (!metrics) {
+        log_error("out of memory");
+        return EXIT_FAILURE;
+    }
+    metrics_enter(metrics, 0);
+    status = worker_run(options, listen_fd, metrics);
+    metrics_free(metrics);
+    return status;
+}
+
 static int main_serve(const struct options *options, int listen_fd)
 {
     /* A web server that has gone away is an error of write(), no more. */
     signal(SIGPIPE, SIG_IGN);
     main_raise_descriptor_limit();
-    return options->workers > 0 ? pool_run(options, listen_fd) : worker_run(options, listen_fd);
+    return options->workers > 0 ? pool_run(options, listen_fd)
+                                : main_serve_alone(options, listen_fd);
 }
 
 static int main_listen_and_serve(const struct options *options)

@@ -11,6 +11,7 @@
 
 #include "clock.h"
 #include "log.h"
+#include "metrics.h"
 #include "worker.h"
 
 /* A worker that ran this long did not fail at its start. */
@@ -68,14 +69,16 @@ struct pool {
     unsigned generation; /* how many SIGHUPs there were */
     usec_t stop_due;     /* when a stopping pool gives up what is left; USEC_NEVER: not stopping */
     bool killed;         /* a worker had to be killed while stopping */
+    struct metrics *metrics;
     size_t slot_count;
     struct slot slots[];
 };
 
-static _Noreturn void pool_become_worker(struct pool *pool, pid_t parent)
+static _Noreturn void pool_become_worker(struct pool *pool, const struct slot *slot, pid_t parent)
 {
     const struct options *options = pool->options;
-    int listen_fd = pool->listen_fd;
+    struct metrics *metrics = pool->metrics;
+    int listen_fd = pool->listen_fd, status;
     sigset_t children;
 
     /* The terminal's signals go to all processes. The pool passes on what they mean. */
@@ -90,8 +93,11 @@ static _Noreturn void pool_become_worker(struct pool *pool, pid_t parent)
     sigemptyset(&children);
     sigaddset(&children, SIGCHLD);
     sigprocmask(SIG_UNBLOCK, &children, NULL);
+    metrics_enter(metrics, (size_t)(slot - pool->slots));
     free(pool);
-    exit(worker_run(options, listen_fd));
+    status = worker_run(options, listen_fd, metrics);
+    metrics_free(metrics);
+    exit(status);
 }
 
 static void pool_slot_move(struct slot *slot, enum slot_state state, usec_t due)
@@ -127,7 +133,7 @@ static void pool_slot_start(struct pool *pool, struct slot *slot, usec_t now)
     pid_t parent = getpid(), pid = fork();
 
     if (pid == 0)
-        pool_become_worker(pool, parent);
+        pool_become_worker(pool, slot, parent);
     if (pid < 0) {
         slot->pause = pool_next_pause(slot->pause);
         log_error("cannot start a worker: %s; trying again in at most %d ms", strerror(errno),
@@ -260,6 +266,14 @@ static void pool_slot_died(struct slot *slot, int status, usec_t now)
     }
 }
 
+/* Why the process of a slot has ended, for the metrics. */
+static enum metrics_end pool_slot_end(const struct pool *pool, const struct slot *slot)
+{
+    if (pool_slot_active(slot))
+        return METRICS_DIED;
+    return pool->state == POOL_STOPPING ? METRICS_STOPPED : METRICS_REPLACED;
+}
+
 static void pool_reap(struct pool *pool, usec_t now)
 {
     pid_t pid;
@@ -267,8 +281,10 @@ static void pool_reap(struct pool *pool, usec_t now)
 
     while ((pid = waitpid(-1, &status, WNOHANG)) > 0)
         for (size_t i = 0; i < pool->slot_count; i++)
-            if (pool_slot_has_process(&pool->slots[i]) && pool->slots[i].pid == pid)
+            if (pool_slot_has_process(&pool->slots[i]) && pool->slots[i].pid == pid) {
+                metrics_leave(pool->metrics, i, pool_slot_end(pool, &pool->slots[i]));
                 pool_slot_died(&pool->slots[i], status, now);
+            }
 }
 
 static bool pool_slot_outdated(const struct pool *pool, const struct slot *slot)
@@ -477,6 +493,11 @@ static struct pool *pool_new(const struct options *options, int listen_fd)
 
     if (!pool)
         return NULL;
+    pool->metrics = metrics_new(slot_count);
+    if (!pool->metrics) {
+        free(pool);
+        return NULL;
+    }
     pool->options = options;
     pool->listen_fd = listen_fd;
     pool->stop_due = USEC_NEVER;
@@ -508,6 +529,7 @@ int pool_run(const struct options *options, int listen_fd)
         pool_step(pool, now);
     }
     killed = pool->killed;
+    metrics_free(pool->metrics);
     free(pool);
     return killed ? EXIT_FAILURE : EXIT_SUCCESS;
 }

@@ -280,6 +280,8 @@ enum query_verdict query_read(
     const char *method = source->method ? source->method : "";
     struct path path;
 
+    if (source->metrics && source->metrics[0] != '\0')
+        return QUERY_METRICS;
     if (!find_path(source, &free_space, &path))
         return QUERY_ENDPOINT_UNKNOWN;
     if (strcmp(method, "OPTIONS") == 0)

@@ -24,12 +24,16 @@ struct query_source {
     const char *script_name; /* SCRIPT_NAME and PATH_INFO stand in for it, decoded */
     const char *path_info;
     const char *query_string; /* QUERY_STRING */
+    /* MERCHANT_SESSIONS_METRICS, which only the web server's configuration can set: what a client
+     * sends in header fields has names that begin with HTTP_ (section 4.1.18). */
+    const char *metrics;
 };
 
 /* What a request turns out to be. */
 enum query_verdict {
     QUERY_LOOKUP,              /* to be looked up; the query is filled in */
     QUERY_OPTIONS,             /* a preflight */
+    QUERY_METRICS,             /* the web server asks for the metrics; nothing else is read */
     QUERY_ENDPOINT_UNKNOWN,    /* the path is not this endpoint's */
     QUERY_METHOD_INVALID,      /* neither GET, HEAD nor OPTIONS */
     QUERY_PARAMETER_MISSING,   /* see query.parameter */
@@ -49,6 +53,8 @@ struct query {
  * more slash; what stands before is where the program is mounted, and ignored. The query string is
  * application/x-www-form-urlencoded (WHATWG URL); of its parameters fulfillment_url must be an
  * absolute URI (RFC 3986, section 3) and timeout_ms a decimal number.
+ *
+ * Where source->metrics is not empty, it is QUERY_METRICS, whatever the path and the method.
  */
 enum query_verdict query_read(
     const struct query_source *source, char space[QUERY_SPACE], struct query *query);

@@ -14,6 +14,7 @@ static const struct {
     {"SCRIPT_NAME", 11},
     {"PATH_INFO", 9},
     {"QUERY_STRING", 12},
+    {"MERCHANT_SESSIONS_METRICS", 25},
 };
 
 /* One name-value pair (section 3.4) within PARAMS. */

@@ -24,7 +24,7 @@
 #define RECORD_REPLY_MAX 32
 
 /* Parameters that are kept of a request; each name once. */
-#define RECORD_WANTED_MAX 5
+#define RECORD_WANTED_MAX 6
 
 /* What the bytes read so far amount to. */
 enum record_event {
@@ -100,10 +100,10 @@ enum record_event record_read(
 
 /*
  * Writes the request that is complete: BEGIN_REQUEST, the wanted PARAMS in one record, and the ends
- * of PARAMS and STDIN. Wanted are REQUEST_METHOD, REQUEST_URI, SCRIPT_NAME, PATH_INFO and
- * QUERY_STRING, the first of each name. The body of the request is dropped. Points into the reader:
- * valid until record_forget(), after which the request has no parameters, which is all that it
- * takes to answer it.
+ * of PARAMS and STDIN. Wanted are REQUEST_METHOD, REQUEST_URI, SCRIPT_NAME, PATH_INFO, QUERY_STRING
+ * and MERCHANT_SESSIONS_METRICS, the first of each name. The body of the request is dropped. Points
+ * into the reader: valid until record_forget(), after which the request has no parameters, which is
+ * all that it takes to answer it.
  */
 void record_request(const struct record_reader *reader, struct record_request *request);
 

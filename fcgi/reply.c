@@ -26,6 +26,16 @@ static const struct {
     [REPLY_DATABASE_FAILED] = {"500 Internal Server Error", 53, "The database did not answer."},
 };
 
+int reply_status(enum reply_kind kind)
+{
+    return atoi(kinds[kind].status);
+}
+
+int reply_code(enum reply_kind kind)
+{
+    return kinds[kind].code;
+}
+
 static cJSON *make_object(enum reply_kind kind, const char *text)
 {
     cJSON *object = cJSON_CreateObject();
@@ -79,6 +89,20 @@ char *reply_make(enum reply_kind kind, const char *text, bool head, size_t *leng
         "Cache-Control: no-store\r\n" ANY_ORIGIN "%s\r\n%s",
         kinds[kind].status, strlen(body), allow, head ? "" : body);
     cJSON_free(body);
+    if (n < 0)
+        return NULL;
+    *length = (size_t)n;
+    return reply;
+}
+
+char *reply_make_metrics(const char *text, bool head, size_t *length)
+{
+    char *reply;
+    int n = asprintf(&reply,
+        "Status: 200 OK\r\nContent-Type: text/plain; version=0.0.4; charset=utf-8\r\n"
+        "Content-Length: %zu\r\nCache-Control: no-store\r\n\r\n%s",
+        strlen(text), head ? "" : text);
+
     if (n < 0)
         return NULL;
     *length = (size_t)n;

@@ -19,11 +19,22 @@ enum reply_kind {
     REPLY_DATABASE_FAILED,     /* 500 */
 };
 
+#define REPLY_KINDS (REPLY_DATABASE_FAILED + 1)
+
+/* The HTTP status of a kind. */
+int reply_status(enum reply_kind kind);
+
+/* Its code in GANA's registry of Taler error codes; 0 where the answer is no error. */
+int reply_code(enum reply_kind kind);
+
 /*
  * Makes the response as a FastCGI responder sends it (RFC 3875, section 6): header fields and body.
  * text is UTF-8, NULL where the kind has none. With head the body is left out, and the fields are
  * those that it would have had. The caller frees what is returned; NULL if out of memory.
  */
 char *reply_make(enum reply_kind kind, const char *text, bool head, size_t *length);
+
+/* The same for the metrics, whose text is the body. Pages of other origins may not read it. */
+char *reply_make_metrics(const char *text, bool head, size_t *length);
 
 #endif

@@ -517,6 +517,7 @@ static void waiting_settle_watch(struct waiting *waiting, struct watch *watch,
 
     if ((everything || final || news) && !watch_learn(watch, answer))
         return; /* out of memory: asked about again */
+    watch->version_before = watch->version;
     watch->version = waiting->version;
     watch->claimed = answer->claimed;
     if (final) {

@@ -81,6 +81,7 @@ struct watch {
     enum watch_place place;
     TAILQ_ENTRY(watch) link; /* in its list */
     uint64_t version;        /* the database's, as known before the last lookup of this key */
+    uint64_t version_before; /* likewise, before the lookup before it; 0: there was none */
     bool claimed;            /* what the last lookup said, */
     /* and what is known, mostly from the last one that asked everything: */
     enum session_status status;

@@ -12,6 +12,7 @@
 #include "connection.h"
 #include "log.h"
 #include "lookup.h"
+#include "metrics.h"
 #include "query.h"
 #include "reply.h"
 #include "sandbox.h"
@@ -28,7 +29,16 @@
 struct request {
     struct waiter waiter; /* first: a waiter is a request */
     struct connection *connection;
-    bool head; /* HEAD: no body, no waiting */
+    usec_t arrived;
+    bool head;   /* HEAD: no body, no waiting */
+    bool parked; /* it has been */
+};
+
+/* The batch under way, for the metrics. */
+struct worker_batch {
+    enum session_question question;
+    size_t keys;
+    usec_t sent;
 };
 
 struct worker {
@@ -37,6 +47,8 @@ struct worker {
     struct acceptor *acceptor;
     struct lookup *lookup;
     struct waiting *waiting;
+    struct metrics *metrics;
+    struct worker_batch batch;
     usec_t stop_due; /* when to end at the latest; USEC_NEVER: not stopping */
     char space[QUERY_SPACE];
 };
@@ -65,12 +77,34 @@ static void worker_send(struct connection *connection, char *bytes, size_t lengt
     free(bytes);
 }
 
-static void worker_reply(
-    struct connection *connection, enum reply_kind kind, const char *text, bool head, usec_t now)
+/* Counts an answer that is about to be sent; one that could not be made is none. */
+static void worker_count(struct worker *worker, enum reply_kind kind, bool made)
+{
+    if (made)
+        metrics_count_answer(worker->metrics, kind);
+    else
+        metrics_count_unanswered(worker->metrics);
+}
+
+static void worker_reply(struct worker *worker, struct connection *connection, enum reply_kind kind,
+    const char *text, bool head, usec_t now)
 {
     size_t length;
     char *bytes = reply_make(kind, text, head, &length);
 
+    worker_count(worker, kind, bytes);
+    worker_send(connection, bytes, length, now);
+}
+
+static void worker_reply_metrics(
+    struct worker *worker, struct connection *connection, bool head, usec_t now)
+{
+    char *text = metrics_print(worker->metrics), *bytes = NULL;
+    size_t length = 0;
+
+    if (text)
+        bytes = reply_make_metrics(text, head, &length);
+    free(text);
     worker_send(connection, bytes, length, now);
 }
 
@@ -83,13 +117,6 @@ static struct connection *worker_end_request(struct worker *worker, struct reque
     connection_set_owner(connection, NULL);
     free(request);
     return connection;
-}
-
-static void worker_fail(struct worker *worker, struct request *request, usec_t now)
-{
-    bool head = request->head;
-
-    worker_reply(worker_end_request(worker, request), REPLY_DATABASE_FAILED, NULL, head, now);
 }
 
 static enum reply_kind worker_reply_kind(enum session_status status)
@@ -107,17 +134,50 @@ static enum reply_kind worker_reply_kind(enum session_status status)
     return REPLY_DATABASE_FAILED;
 }
 
+/* A request that needed the database is about to be answered. */
+static void worker_observe(
+    struct worker *worker, const struct request *request, enum reply_kind kind, usec_t now)
+{
+    metrics_observe_answer(worker->metrics, request->parked, now - request->arrived);
+    if (request->parked && kind == REPLY_PAID)
+        metrics_observe_payment(worker->metrics, request->waiter.watch->version_before, now);
+}
+
+/* Ends a request with this answer; text as in reply_make(). */
+static void worker_finish(struct worker *worker, struct request *request, enum reply_kind kind,
+    const char *text, usec_t now)
+{
+    size_t length;
+    char *bytes = reply_make(kind, text, request->head, &length);
+
+    worker_count(worker, kind, bytes);
+    if (bytes)
+        worker_observe(worker, request, kind, now);
+    worker_send(worker_end_request(worker, request), bytes, length, now);
+}
+
+/* The database did not answer in time. */
+static void worker_fail(struct worker *worker, struct request *request, usec_t now)
+{
+    worker_finish(worker, request, REPLY_DATABASE_FAILED, NULL, now);
+}
+
 /* Answers with what the database has said. */
 static void worker_answer(struct worker *worker, struct request *request, usec_t now)
 {
     const struct watch *watch = request->waiter.watch;
-    enum reply_kind kind = worker_reply_kind(watch->status);
-    bool head = request->head;
-    size_t length;
-    char *bytes = reply_make(kind, watch->order_id, head, &length);
-    struct connection *connection = worker_end_request(worker, request);
 
-    worker_send(connection, bytes, length, now);
+    worker_finish(worker, request, worker_reply_kind(watch->status), watch->order_id, now);
+}
+
+/* False if that can't be done. */
+static bool worker_park(struct worker *worker, struct request *request)
+{
+    if (!connection_park(request->connection))
+        return false;
+    request->parked = true;
+    waiting_park(worker->waiting, &request->waiter);
+    return true;
 }
 
 /* Deals with all requests whose outcome is known. */
@@ -130,9 +190,7 @@ static void worker_take_outcomes(struct worker *worker, usec_t now)
 
         if (waiter->state == WAITER_FAILED)
             worker_fail(worker, request, now);
-        else if (waiter->state == WAITER_SETTLED && connection_park(request->connection))
-            waiting_park(worker->waiting, waiter);
-        else
+        else if (waiter->state != WAITER_SETTLED || !worker_park(worker, request))
             worker_answer(worker, request, now);
     }
 }
@@ -157,10 +215,11 @@ static void worker_add_request(struct worker *worker, struct connection *connect
     if (!request || !waiting_add(worker->waiting, &request->waiter, &query->key,
                         now + worker_granted_wait(worker, query, head), now)) {
         free(request);
-        worker_reply(connection, REPLY_DATABASE_FAILED, NULL, head, now);
+        worker_reply(worker, connection, REPLY_DATABASE_FAILED, NULL, head, now);
         return;
     }
     request->connection = connection;
+    request->arrived = now;
     request->head = head;
     connection_set_owner(connection, request);
     /* The database may be away for long: free libfcgi's buffers meanwhile. */
@@ -178,6 +237,7 @@ static void worker_begin_request(struct worker *worker, struct connection *conne
         .script_name = connection_param(connection, "SCRIPT_NAME"),
         .path_info = connection_param(connection, "PATH_INFO"),
         .query_string = connection_param(connection, "QUERY_STRING"),
+        .metrics = connection_param(connection, "MERCHANT_SESSIONS_METRICS"),
     };
     bool head = source.method && strcmp(source.method, "HEAD") == 0;
     struct query query;
@@ -186,20 +246,23 @@ static void worker_begin_request(struct worker *worker, struct connection *conne
     case QUERY_LOOKUP:
         worker_add_request(worker, connection, &query, head, now);
         break;
+    case QUERY_METRICS:
+        worker_reply_metrics(worker, connection, head, now);
+        break;
     case QUERY_OPTIONS:
-        worker_reply(connection, REPLY_OPTIONS, NULL, head, now);
+        worker_reply(worker, connection, REPLY_OPTIONS, NULL, head, now);
         break;
     case QUERY_ENDPOINT_UNKNOWN:
-        worker_reply(connection, REPLY_ENDPOINT_UNKNOWN, NULL, head, now);
+        worker_reply(worker, connection, REPLY_ENDPOINT_UNKNOWN, NULL, head, now);
         break;
     case QUERY_METHOD_INVALID:
-        worker_reply(connection, REPLY_METHOD_INVALID, NULL, head, now);
+        worker_reply(worker, connection, REPLY_METHOD_INVALID, NULL, head, now);
         break;
     case QUERY_PARAMETER_MISSING:
-        worker_reply(connection, REPLY_PARAMETER_MISSING, query.parameter, head, now);
+        worker_reply(worker, connection, REPLY_PARAMETER_MISSING, query.parameter, head, now);
         break;
     case QUERY_PARAMETER_MALFORMED:
-        worker_reply(connection, REPLY_PARAMETER_MALFORMED, query.parameter, head, now);
+        worker_reply(worker, connection, REPLY_PARAMETER_MALFORMED, query.parameter, head, now);
         break;
     }
 }
@@ -214,9 +277,10 @@ static void worker_handle_connection(
         worker_begin_request(worker, connection, now);
         break;
     case CONNECTION_REFUSE:
-        worker_reply(connection, REPLY_DATABASE_FAILED, NULL, false, now);
+        worker_reply(worker, connection, REPLY_DATABASE_FAILED, NULL, false, now);
         break;
     case CONNECTION_GONE:
+        metrics_count_unanswered(worker->metrics);
         worker_end_request(worker, connection_owner(connection));
         connection_close(connection, connection_trouble(connection));
         break;
@@ -250,9 +314,12 @@ static void worker_handle_lookup(struct worker *worker, enum lookup_event event,
     case LOOKUP_NOTHING:
         return;
     case LOOKUP_CHECKED:
+        metrics_note_version(worker->metrics, lookup_version(worker->lookup), now);
         waiting_checked(worker->waiting, lookup_version(worker->lookup), now);
         break;
     case LOOKUP_ANSWERED:
+        metrics_observe_batch(
+            worker->metrics, worker->batch.question, worker->batch.keys, now - worker->batch.sent);
         waiting_settle(
             worker->waiting, lookup_answers(worker->lookup), worker_park_limit(worker), now);
         break;
@@ -278,6 +345,7 @@ static void worker_ask(struct worker *worker, usec_t now)
         event = lookup_check_changes(worker->lookup, now);
         break;
     case WAITING_BATCH:
+        worker->batch = (struct worker_batch){batch.question, batch.count, now};
         event = lookup_send(worker->lookup, batch.question, batch.keys, batch.count, now);
         break;
     }
@@ -293,6 +361,19 @@ static void worker_begin_stopping(struct worker *worker, usec_t now)
     acceptor_stop(worker->acceptor);
     worker_accept(worker, now);
     waiting_stop(worker->waiting, now + STOP_ASK);
+}
+
+/* Lets the metrics know what there is now. */
+static void worker_set_gauges(struct worker *worker)
+{
+    const struct metrics_gauges gauges = {
+        .waiting = waiting_parked(worker->waiting),
+        .waiting_limit = worker_park_limit(worker),
+        .connections = acceptor_count(worker->acceptor),
+        .database_up = !lookup_away(worker->lookup),
+    };
+
+    metrics_set_gauges(worker->metrics, &gauges);
 }
 
 static usec_t worker_next_due(const struct worker *worker, usec_t now)
@@ -352,6 +433,7 @@ static bool worker_turn(struct worker *worker, const sigset_t *unblocked)
     if (worker_stop_asked)
         worker_begin_stopping(worker, now);
     worker_ask(worker, now);
+    worker_set_gauges(worker);
     return true;
 }
 
@@ -449,7 +531,7 @@ static sigset_t worker_catch_signals(void)
     return unblocked;
 }
 
-int worker_run(const struct options *options, int listen_fd)
+int worker_run(const struct options *options, int listen_fd, struct metrics *metrics)
 {
     struct worker *worker = calloc(1, sizeof *worker);
     bool ok;
@@ -459,6 +541,7 @@ int worker_run(const struct options *options, int listen_fd)
         return EXIT_FAILURE;
     }
     worker->options = options;
+    worker->metrics = metrics;
     worker->stop_due = USEC_NEVER;
     ok = worker_open(worker, listen_fd);
     if (ok) {

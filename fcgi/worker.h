@@ -2,15 +2,16 @@
 #ifndef WORKER_H
 #define WORKER_H
 
+#include "metrics.h"
 #include "options.h"
 
 /*
  * Serves the listening socket until SIGTERM, SIGINT, SIGQUIT or SIGUSR1, where they are not
  * ignored, and then ends within two seconds, with all requests answered. SIGHUP is ignored. The
  * caller keeps the socket. Returns the exit status of the process: EXIT_SUCCESS, or EXIT_FAILURE
- * with a line in the log.
+ * with a line in the log. The metrics are the caller's; metrics_enter() has been called.
  */
-int worker_run(const struct options *options, int listen_fd);
+int worker_run(const struct options *options, int listen_fd, struct metrics *metrics);
 
 /* Blocks SIGHUP and the signals that stop, until pool_run() or worker_run() deals with them. To be
  * called before there is a socket: one that comes early must not kill the program. */

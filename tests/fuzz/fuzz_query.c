@@ -24,6 +24,8 @@ enum {
     FLAG_PATH_INFO = 4,
     FLAG_QUERY_STRING = 8,
     FLAG_METHOD = 16, /* from the input; without it GET */
+    FLAG_METRICS = 32,
+    FLAG_METRICS_EMPTY = 64,
 };
 
 /* What the second reader says. */
@@ -233,7 +235,10 @@ static void check_source(const struct query_source *source)
     struct model model = {0};
     struct query query;
 
-    model_read(source, &model);
+    if (source->metrics && *source->metrics)
+        model.verdict = QUERY_METRICS;
+    else
+        model_read(source, &model);
     CHECK(query_read(source, space, &query) == model.verdict);
     if (model.parameter)
         CHECK(strcmp(query.parameter, model.parameter) == 0);
@@ -284,7 +289,8 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
     char *info = take_variable(&input, flags & FLAG_PATH_INFO, filler, &total);
     char *query = take_variable(&input, flags & FLAG_QUERY_STRING, filler, &total);
     char *method = take_variable(&input, flags & FLAG_METHOD, filler, &total);
-    struct query_source source = {method ? method : "GET", uri, script, info, query};
+    const char *metrics = flags & FLAG_METRICS ? "1" : flags & FLAG_METRICS_EMPTY ? "" : NULL;
+    struct query_source source = {method ? method : "GET", uri, script, info, query, metrics};
 
     if (total <= PARAMS_MAX)
         check_source(&source);

@@ -15,6 +15,8 @@
 int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size);
 
 #define MODEL_ROOM 70000
+/* Parameters that are wanted. */
+#define WANTED 6
 
 enum model_stage { MODEL_NONE, MODEL_IN_PARAMS, MODEL_IN_STDIN, MODEL_DONE };
 
@@ -116,12 +118,12 @@ static size_t model_pair(const unsigned char *p, const unsigned char *end,
     return (size_t)(first + second + *name_length + *value_length);
 }
 
-static int model_is_wanted(const unsigned char *name, uint64_t length, int seen[5])
+static int model_is_wanted(const unsigned char *name, uint64_t length, int seen[WANTED])
 {
-    static const char *const names[] = {
-        "QUERY_STRING", "PATH_INFO", "SCRIPT_NAME", "REQUEST_URI", "REQUEST_METHOD"};
+    static const char *const names[] = {"QUERY_STRING", "PATH_INFO", "SCRIPT_NAME", "REQUEST_URI",
+        "REQUEST_METHOD", "MERCHANT_SESSIONS_METRICS"};
 
-    for (int i = 0; i < 5; i++)
+    for (int i = 0; i < WANTED; i++)
         if (strlen(names[i]) == length && memcmp(names[i], name, length) == 0)
             return seen[i]++ == 0;
     return 0;
@@ -131,7 +133,7 @@ static int model_is_wanted(const unsigned char *name, uint64_t length, int seen[
 static long model_filter(unsigned char *kept)
 {
     const unsigned char *p = model.params, *end = p + model.params_length, *name;
-    int seen[5] = {0};
+    int seen[WANTED] = {0};
     uint64_t n, v;
     long length = 0;
 
@@ -400,7 +402,7 @@ static bool feed_text(const char *name, struct script *script, unsigned id)
 static bool step(struct script *script)
 {
     static const char *const names[] = {"REQUEST_METHOD", "REQUEST_URI", "SCRIPT_NAME", "PATH_INFO",
-        "QUERY_STRING", "PATH_INFP", "QUERY_STRING=", ""};
+        "QUERY_STRING", "PATH_INFP", "MERCHANT_SESSIONS_METRICS", ""};
     unsigned what = script_byte(script), id = (what >> 4) % 4;
 
     switch (what % 8) {

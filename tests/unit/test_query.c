@@ -319,6 +319,23 @@ static void test_methods(void **state)
 }
 
 /* The largest request that a PARAMS record can carry fits into the space. */
+/* They are asked for by the web server's configuration, whatever the client's request is. */
+static void test_metrics(void **state)
+{
+    struct query_source source = {.method = "GET", .request_uri = "/x", .metrics = "1"};
+    struct query query;
+
+    (void)state;
+    assert_int_equal(query_read(&source, space, &query), QUERY_METRICS);
+    source.request_uri = "/sessions/s";
+    assert_int_equal(query_read(&source, space, &query), QUERY_METRICS);
+    assert_int_equal(
+        query_read(&(struct query_source){.metrics = "0"}, space, &query), QUERY_METRICS);
+    source.metrics = "";
+    source.query_string = "MERCHANT_SESSIONS_METRICS=1&" URL;
+    assert_int_equal(query_read(&source, space, &query), QUERY_LOOKUP);
+}
+
 static void test_largest_request(void **state)
 {
     size_t length = 32000;
@@ -466,6 +483,7 @@ int main(void)
         cmocka_unit_test(test_parameters_given_twice),
         cmocka_unit_test(test_timeouts),
         cmocka_unit_test(test_methods),
+        cmocka_unit_test(test_metrics),
         cmocka_unit_test(test_largest_request),
         cmocka_unit_test(test_largest_path_from_cgi_variables),
         cmocka_unit_test(test_requests_beyond_the_space),

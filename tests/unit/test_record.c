@@ -48,17 +48,21 @@ static void put_begin(int id, int role, int flags)
     "\x0c\x00"                         \
     "QUERY_STRING"                     \
     "\x80\x00\x00\x09\x80\x00\x00\x02" \
-    "PATH_INFO/x"
+    "PATH_INFO/x"                      \
+    "\x19\x01"                         \
+    "MERCHANT_SESSIONS_METRICS1"
 /* Parameters that are not: another name, a wanted name again, and names that are like it. */
-#define UNWANTED           \
-    "\x01\x01"             \
-    "ab"                   \
-    "\x09\x00"             \
-    "PATH_INFO"            \
-    "\x08\x80\x00\x00\x03" \
-    "PATH_INFefg"          \
-    "\x0a\x00"             \
-    "PATH_INFO="           \
+#define UNWANTED                      \
+    "\x01\x01"                        \
+    "ab"                              \
+    "\x09\x00"                        \
+    "PATH_INFO"                       \
+    "\x08\x80\x00\x00\x03"            \
+    "PATH_INFefg"                     \
+    "\x0a\x00"                        \
+    "PATH_INFO="                      \
+    "\x1e\x01"                        \
+    "HTTP_MERCHANT_SESSIONS_METRICS1" \
     "\x00\x00"
 static const char wanted[] = WANTED;
 static const char pairs[] = WANTED UNWANTED;

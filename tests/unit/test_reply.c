@@ -79,6 +79,34 @@ static void test_header_fields(void **state)
     free(reply);
 }
 
+static void test_status_and_code(void **state)
+{
+    (void)state;
+    assert_int_equal(reply_status(REPLY_PAID), 200);
+    assert_int_equal(reply_code(REPLY_PAID), 0);
+    assert_int_equal(reply_status(REPLY_INSTANCE_UNKNOWN), 404);
+    assert_int_equal(reply_code(REPLY_INSTANCE_UNKNOWN), 2000);
+}
+
+/* No page of another origin may read them. */
+static void test_metrics(void **state)
+{
+    static const char expected[] =
+        "Status: 200 OK\r\nContent-Type: text/plain; version=0.0.4; charset=utf-8\r\n"
+        "Content-Length: 4\r\nCache-Control: no-store\r\n\r\na 1\n";
+    size_t length;
+    char *reply = reply_make_metrics("a 1\n", false, &length);
+
+    (void)state;
+    assert_string_equal(reply, expected);
+    assert_int_equal(length, sizeof expected - 1);
+    free(reply);
+    reply = reply_make_metrics("a 1\n", true, &length);
+    assert_int_equal(length, sizeof expected - 1 - 4);
+    assert_memory_equal(reply, expected, length);
+    free(reply);
+}
+
 /* How many allocations of cJSON succeed yet. */
 static int allocations_left;
 
@@ -114,6 +142,8 @@ int main(void)
         cmocka_unit_test(test_every_kind),
         cmocka_unit_test(test_order_ids_are_escaped),
         cmocka_unit_test(test_header_fields),
+        cmocka_unit_test(test_status_and_code),
+        cmocka_unit_test(test_metrics),
         cmocka_unit_test(test_no_memory),
     };
 
