@@ -243,6 +243,25 @@ static void test_equal_keys_share_one_watch(void **state)
     remove_many(f, waiters, COUNT_OF(waiters));
 }
 
+/* For who measures how long ago a change was that a lookup has found. */
+static void test_versions_of_the_last_two_lookups(void **state)
+{
+    struct fixture *f = *state;
+    struct waiter waiter = {0};
+
+    add_parked(f, &waiter, "a", &claimed);
+    assert_int_equal(waiter.watch->version, 1);
+    check(f, 2);
+    send(f, QUESTION_PAYMENT, 1);
+    settle(f, &claimed);
+    check(f, 4);
+    send(f, QUESTION_PAYMENT, 1);
+    settle(f, &paid);
+    assert_int_equal(waiter.watch->version, 4);
+    assert_int_equal(waiter.watch->version_before, 2);
+    take_known(f, &waiter, SESSION_PAID);
+}
+
 static void test_key_is_copied(void **state)
 {
     struct fixture *f = *state;
@@ -1171,6 +1190,7 @@ int main(void)
     const struct CMUnitTest tests[] = {
         WAITING_TEST(test_nobody_waits_and_nothing_is_due),
         WAITING_TEST(test_equal_keys_share_one_watch),
+        WAITING_TEST(test_versions_of_the_last_two_lookups),
         WAITING_TEST(test_key_is_copied),
         WAITING_TEST(test_what_a_lookup_found_is_kept),
         WAITING_TEST(test_lookup_that_finds_it_paid_answers),
