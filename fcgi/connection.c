@@ -732,8 +732,7 @@ const char *connection_param(const struct connection *connection, const char *na
 
     /* As FCGX_GetParam() does it, but the first letter saves most of the comparisons. */
     for (char **param = connection->request.envp; param && *param; param++)
-        if ((*param)[0] == name[0] && strncmp(*param, name, length) == 0 &&
-            (*param)[length] == '=')
+        if ((*param)[0] == name[0] && strncmp(*param, name, length) == 0 && (*param)[length] == '=')
             return *param + length + 1;
     return NULL;
 }

@@ -355,8 +355,8 @@ static void metrics_print_lookups(FILE *text, const uint64_t sums[METRICS_CELLS]
     metrics_print_head(text, "lookups_total", "counter",
         "Sessions looked up, by question: everything (requests that come, or stop waiting) or "
         "payment (requests that wait).");
-    for (int question = 0; question <= QUESTION_PAYMENT; question++) {
-        int histogram = METRICS_KEYS + question;
+    for (enum session_question question = 0; question <= QUESTION_PAYMENT; question++) {
+        enum metrics_histogram histogram = METRICS_KEYS + question;
 
         fprintf(text, METRICS_PREFIX "lookups_total{%s} %ju\n", metrics_histograms[histogram].label,
             (uintmax_t)sums[metrics_histogram_place(histogram) + METRICS_BUCKETS]);
