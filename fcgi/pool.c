@@ -69,7 +69,7 @@ struct pool {
     unsigned generation; /* how many SIGHUPs there were */
     usec_t stop_due;     /* when a stopping pool gives up what is left; USEC_NEVER: not stopping */
     bool killed;         /* a worker had to be killed while stopping */
-    struct metrics *metrics;
+    struct metrics *metrics; /* with the same slots */
     size_t slot_count;
     struct slot slots[];
 };

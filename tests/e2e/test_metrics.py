@@ -4,6 +4,7 @@
 import contextlib
 import http.client
 import os
+import re
 import signal
 import threading
 import time
@@ -14,9 +15,9 @@ import fastcgi
 from client import target
 from conftest import CheckedNginx, CheckedPool, open_site
 from merchant import MARKER, new_session, new_url
-from metrics import Samples, dashboard_queries, metrics_location, names_in
+from metrics import PREFIX, Samples, dashboard_queries, metrics_location, names_in
 from own_cluster import database, merchant  # noqa: F401
-from servers import Postgres, children, free_port, location, upstream, wait_until
+from servers import ROOT, Postgres, children, free_port, location, upstream, wait_until
 
 KILLED = "killed by signal 9"
 
@@ -300,9 +301,15 @@ def test_pages_of_other_origins_may_not_read_them(start):
 
 # What is shipped
 
+def test_the_manual_names_every_metric(start):
+    page = (ROOT / "fcgi/merchant-sessions.fcgi.8").read_text()
+    named = re.findall(r"^\.It Li (.*)$", page.split(".Sh METRICS")[1].split(".Sh ")[0], re.MULTILINE)
+    assert {PREFIX + name for line in named for name in line.split(" , ")} == set(scrape(start()).types)
+
+
 def test_the_dashboard_names_metrics_that_exist(start):
     samples = scrape(start())
-    there = {f"merchant_sessions_{name.split('{')[0]}" for name in samples}
+    there = {PREFIX + name.split("{")[0] for name in samples}
     queries = dashboard_queries()
     assert len(queries) >= 10
     named = set().union(*map(names_in, queries))
