@@ -37,7 +37,7 @@ def start(program, database):
             pool = CheckedPool(program, "--workers", str(workers), *options, database=database, **more)
             http = upstream(pool.socket).replace("unix:", "" if pool.address else "unix:")
             site = stack.enter_context(open_site(pool, http, location() + metrics_location()))
-            wait_until(lambda: scrape(site)["database_up"] == max(workers, 1), 5, "workers that are connected")
+            wait_until(lambda: scrape(site)["database_up"] == max(workers, 1), 10, "workers that are connected")
             return site
         yield enter
 
@@ -54,7 +54,7 @@ def wait_for(site, **wanted):
     def found():
         samples = scrape(site)
         return samples if all(samples[name] == value for name, value in wanted.items()) else None
-    return wait_until(found, 5, wanted)
+    return wait_until(found, 10, wanted)
 
 
 def wait_on_a_connection(site):
@@ -102,7 +102,7 @@ def test_requests_that_wait(start, merchant):
     session, url = new_session(), new_url()
     order = merchant.contract(session, url)
     waiting = [site.http.later(session, url, timeout_ms=20000) for _ in range(6)]
-    waiting.append(site.http.later(new_session(), new_url(), timeout_ms=1500))
+    waiting.append(site.http.later(new_session(), new_url(), timeout_ms=3000))
     samples = wait_for(site, waiting=7)
     assert samples["waiting_limit"] == 400
     assert samples["connections"] >= 7
