@@ -85,6 +85,27 @@ static void test_histograms(void **state)
     metrics_free(metrics);
 }
 
+/* Dashboards and alerts of operators name these. */
+static void test_limits(void **state)
+{
+    static const char *const keys[] = {"1", "2", "4", "8", "16", "32", "64", "128", "256", "+Inf"};
+    static const char *const seconds[] = {"0.0005", "0.001", "0.0025", "0.005", "0.01", "0.025",
+        "0.05", "0.1", "0.25", "0.5", "1", "2.5", "5", "10", "30", "60", "+Inf"};
+    struct metrics *metrics = metrics_of(1);
+    char line[100];
+
+    (void)state;
+    for (size_t i = 0; i < COUNT_OF(keys); i++) {
+        snprintf(line, sizeof line, "batch_keys_bucket{question=\"payment\",le=\"%s\"} 0", keys[i]);
+        assert_line(metrics, line);
+    }
+    for (size_t i = 0; i < COUNT_OF(seconds); i++) {
+        snprintf(line, sizeof line, "check_to_answer_seconds_bucket{le=\"%s\"} 0", seconds[i]);
+        assert_line(metrics, line);
+    }
+    metrics_free(metrics);
+}
+
 static void test_answer_times(void **state)
 {
     struct metrics *metrics = metrics_of(1);
@@ -260,6 +281,7 @@ int main(void)
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_answers),
         cmocka_unit_test(test_histograms),
+        cmocka_unit_test(test_limits),
         cmocka_unit_test(test_answer_times),
         cmocka_unit_test(test_payments),
         cmocka_unit_test(test_payment_after_many_changes),
