@@ -327,7 +327,7 @@ static void metrics_print_histogram(
     const uint64_t *cells = &sums[metrics_histogram_place(histogram)];
     const char *name = metrics_histograms[histogram].name;
     const char *label = metrics_histograms[histogram].label;
-    const char *comma = *label ? "," : "", *open = *label ? "{" : "", *close = *label ? "}" : "";
+    const char *comma = *label ? "," : "", *left = *label ? "{" : "", *right = *label ? "}" : "";
     const uint32_t *limits = metrics_histograms[histogram].limits;
     const double unit = metrics_histograms[histogram].unit;
     uint64_t count = 0;
@@ -343,10 +343,10 @@ static void metrics_print_histogram(
     count += cells[bucket];
     fprintf(text, METRICS_PREFIX "%s_bucket{%s%sle=\"+Inf\"} %ju\n", name, label, comma,
         (uintmax_t)count);
-    fprintf(text, METRICS_PREFIX "%s_sum%s%s%s %.*f\n", name, open, label, close, unit > 1 ? 6 : 0,
+    fprintf(text, METRICS_PREFIX "%s_sum%s%s%s %.*f\n", name, left, label, right, unit > 1 ? 6 : 0,
         (double)cells[METRICS_BUCKETS] / unit);
     fprintf(
-        text, METRICS_PREFIX "%s_count%s%s%s %ju\n", name, open, label, close, (uintmax_t)count);
+        text, METRICS_PREFIX "%s_count%s%s%s %ju\n", name, left, label, right, (uintmax_t)count);
 }
 
 /* A lookup is a key in a batch. */
