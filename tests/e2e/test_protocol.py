@@ -590,8 +590,11 @@ def sockets(pid):
 def watches_listener(pool, worker):
     """Whether epoll has the listening socket, the only one that the pool's first process has."""
     listener = sockets(worker)[next(iter(sockets(pool.pid)))]
-    entries = (entry.read_text() for entry in pathlib.Path(f"/proc/{worker}/fdinfo").iterdir())
-    return any(re.search(rf"^tfd:\s+{listener} ", entry, re.M) for entry in entries)
+    for entry in pathlib.Path(f"/proc/{worker}/fdinfo").iterdir():
+        with contextlib.suppress(FileNotFoundError):  # closed meanwhile
+            if re.search(rf"^tfd:\s+{listener} ", entry.read_text(), re.M):
+                return True
+    return False
 
 
 def test_a_full_worker_leaves_new_connections_to_another(start_pool):

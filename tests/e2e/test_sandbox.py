@@ -5,6 +5,7 @@ The unit test of sandbox tries what is forbidden.
 """
 
 import contextlib
+import os
 import pathlib
 import shutil
 import subprocess
@@ -20,22 +21,19 @@ from servers import Postgres
 class TlsPostgres(Postgres):
     """A cluster that has a certificate for localhost, which its clients get in `certificate`."""
 
-    def __init__(self, directory):
-        super().__init__(ssl="on", ssl_cert_file=directory / "crt", ssl_key_file=directory / "key")
-        self.certificate = directory / "crt"
+    def __init__(self):
+        super().__init__(ssl="on")
+        self.certificate, key = self.directory / "crt", self.directory / "key"
         subprocess.run(["openssl", "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-days", "2", "-subj",
-                        "/CN=localhost", "-keyout", directory / "key", "-out", self.certificate],
-                       check=True, capture_output=True)
-        if self.account:
-            shutil.chown(directory / "key", self.account)
+                        "/CN=localhost", "-keyout", key, "-out", self.certificate], check=True, capture_output=True)
+        if os.geteuid() == 0:
+            shutil.chown(key, self.account)
+        self.settings.update(ssl_cert_file=self.certificate, ssl_key_file=key)
 
 
 @pytest.fixture(scope="module")
-def postgres(tmp_path_factory):
-    directory = tmp_path_factory.mktemp("tls")
-    for path in (directory, *directory.parents[:2]):
-        path.chmod(0o755)
-    with TlsPostgres(directory) as cluster:
+def postgres():
+    with TlsPostgres() as cluster:
         yield cluster
 
 
