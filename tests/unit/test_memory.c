@@ -1,0 +1,275 @@
+/* SPDX-License-Identifier: GPL-3.0-or-later */
+/* Each allocation fails once, in turn: nothing crashes, nothing leaks (AddressSanitizer looks), and
+ * the answer is clear. What query.c does needs no memory. */
+#include "unit.h"
+
+#include <cjson/cJSON.h>
+#include <search.h>
+#include <stdbool.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "heap.h"
+#include "record.h"
+#include "reply.h"
+#include "textarray.h"
+#include "waiting.h"
+
+void *__real_malloc(size_t size);
+void *__real_calloc(size_t count, size_t size);
+void *__real_realloc(void *block, size_t size);
+char *__real_strdup(const char *text);
+void *__real_tsearch(const void *key, void **root, int (*compare)(const void *, const void *));
+
+void *__wrap_malloc(size_t size);
+void *__wrap_calloc(size_t count, size_t size);
+void *__wrap_realloc(void *block, size_t size);
+char *__wrap_strdup(const char *text);
+void *__wrap_tsearch(const void *key, void **root, int (*compare)(const void *, const void *));
+
+/* Allocations so far, and the number of the one that fails; 0: none. */
+static unsigned allocations, failing;
+
+static bool memory_is_lacking(void)
+{
+    return ++allocations == failing;
+}
+
+void *__wrap_malloc(size_t size)
+{
+    return memory_is_lacking() ? NULL : __real_malloc(size);
+}
+
+void *__wrap_calloc(size_t count, size_t size)
+{
+    return memory_is_lacking() ? NULL : __real_calloc(count, size);
+}
+
+void *__wrap_realloc(void *block, size_t size)
+{
+    return memory_is_lacking() ? NULL : __real_realloc(block, size);
+}
+
+char *__wrap_strdup(const char *text)
+{
+    return memory_is_lacking() ? NULL : __real_strdup(text);
+}
+
+/* It allocates a node for each new key. */
+void *__wrap_tsearch(const void *key, void **root, int (*compare)(const void *, const void *))
+{
+    return memory_is_lacking() ? NULL : __real_tsearch(key, root, compare);
+}
+
+/* Runs the scenario once for each of its allocations, which fails, and once more where none does.
+ * A scenario returns whether it has met the lack of memory, in the way that it has to. */
+static void fail_each_in_turn(bool (*scenario)(void))
+{
+    bool lacked = true;
+
+    for (failing = 1; lacked; failing++) {
+        bool met;
+
+        allocations = 0;
+        met = scenario();
+        lacked = allocations >= failing;
+        assert_int_equal(met, lacked);
+    }
+    assert_true(failing > 2);
+    failing = 0;
+}
+
+/* ---- record ---- */
+
+/* BEGIN_REQUEST, and PARAMS in two records. */
+static const unsigned char request[] = "\1\1\0\1\0\x08\0\0\0\1\1\0\0\0\0\0"
+                                       "\1\4\0\1\0\x0f\0\0\x0b\x02REQUEST_URI/x"
+                                       "\1\4\0\1\0\x11\0\0\x0c\x03QUERY_STRINGa=b"
+                                       "\1\4\0\1\0\0\0\0\1\5\0\1\0\0\0\0";
+static const unsigned char values[] = "\1\x09\0\0\0\x11\0\0\x0f\0FCGI_MPXS_CONNS";
+
+/* Reads bytes one by one; true if there was no memory for them. */
+static bool record_lacks_memory(struct record_reader *reader, const unsigned char *bytes,
+    size_t length, enum record_event expected)
+{
+    enum record_event event = RECORD_MORE;
+
+    for (size_t i = 0; i < length && event == RECORD_MORE; i++) {
+        size_t used;
+
+        event = record_read(reader, bytes + i, 1, &used);
+    }
+    if (event == RECORD_NO_MEMORY)
+        return true;
+    assert_int_equal(event, expected);
+    return false;
+}
+
+static bool read_request(void)
+{
+    struct record_reader reader = {0};
+    bool lacked = record_lacks_memory(&reader, request, sizeof request - 1, RECORD_REQUEST);
+
+    record_close(&reader);
+    return lacked;
+}
+
+static bool read_management(void)
+{
+    struct record_reader reader = {0};
+    bool lacked = record_lacks_memory(&reader, values, sizeof values - 1, RECORD_MANAGEMENT);
+
+    record_close(&reader);
+    return lacked;
+}
+
+static void test_record(void **state)
+{
+    (void)state;
+    fail_each_in_turn(read_request);
+    fail_each_in_turn(read_management);
+}
+
+/* ---- reply ---- */
+
+static enum reply_kind reply_kind;
+
+static bool make_reply(void)
+{
+    size_t length = 0;
+    char *reply = reply_make(reply_kind, "fulfillment_url", false, &length);
+    bool lacked = !reply;
+
+    if (!lacked)
+        assert_int_equal(strlen(reply), length);
+    free(reply);
+    return lacked;
+}
+
+static void test_reply(void **state)
+{
+    cJSON_Hooks hooks = {.malloc_fn = __wrap_malloc, .free_fn = free};
+
+    (void)state;
+    cJSON_InitHooks(&hooks);
+    for (reply_kind = 0; reply_kind < REPLY_KINDS; reply_kind++)
+        fail_each_in_turn(make_reply);
+    cJSON_InitHooks(NULL);
+}
+
+/* ---- parameters of a lookup ---- */
+
+static bool make_array(void)
+{
+    struct text_array array = {0};
+    char text[1000];
+    bool lacked;
+
+    memset(text, 'x', sizeof text - 1);
+    text[sizeof text - 1] = '\0';
+    text_array_start(&array, 20);
+    for (int i = 0; i < 20; i++)
+        text_array_add(&array, text);
+    lacked = array.failed;
+    text_array_free(&array);
+    return lacked;
+}
+
+static void test_text_array(void **state)
+{
+    (void)state;
+    fail_each_in_turn(make_array);
+}
+
+/* ---- waiting ---- */
+
+#define WAITERS 4
+
+static const struct session_key keys[WAITERS] = {
+    {"one", "https://shop.example/", "shop"},
+    {"two", "https://shop.example/", "shop"},
+    {"two", "https://shop.example/", "shop"},
+    {"three", "https://shop.example/", ""},
+};
+
+/* What the database says: nothing is paid in the first batch, everything in the others. */
+static void settle(struct waiting *waiting, const struct waiting_batch *batch, int number)
+{
+    static char order_id[] = "order";
+    static struct session_answer answers[SESSION_BATCH_MAX];
+
+    for (size_t i = 0; i < batch->count; i++)
+        answers[i] = (struct session_answer){.status = number == 0 ? SESSION_UNPAID : SESSION_PAID,
+            .claimed = true,
+            .order_id = order_id};
+    waiting_settle(waiting, answers, WAITERS, number + 1);
+}
+
+/* Takes the outcomes; returns how many requests were answered. */
+static int take_outcomes(struct waiting *waiting)
+{
+    struct waiter *waiter;
+    int answered = 0;
+
+    while ((waiter = waiting_outcome(waiting))) {
+        if (waiter->state == WAITER_SETTLED) {
+            waiting_park(waiting, waiter);
+            continue;
+        }
+        assert_int_equal(waiter->state, WAITER_KNOWN);
+        assert_int_equal(waiter->watch->status, SESSION_PAID);
+        assert_string_equal(waiter->watch->order_id, "order");
+        waiting_remove(waiting, waiter);
+        answered++;
+    }
+    return answered;
+}
+
+/* Whoever could be added is answered in the end, whatever allocation has failed. */
+static bool wait_for_payment(void)
+{
+    struct waiting *waiting = waiting_new(1, USEC_PER_SEC);
+    struct waiter waiters[WAITERS] = {0};
+    struct waiting_batch batch;
+    int added = 0, batches = 0;
+    uint64_t version = 0;
+
+    if (!waiting)
+        return true;
+    for (int i = 0; i < WAITERS; i++)
+        added += waiting_add(waiting, &waiters[i], &keys[i], USEC_PER_SEC, 0);
+    for (usec_t now = 1; added > 0; now += USEC_PER_MS) {
+        assert_true(now < USEC_PER_SEC / 2);
+        switch (waiting_next(waiting, &batch, now)) {
+        case WAITING_NOTHING:
+            break;
+        case WAITING_CHECK:
+            waiting_checked(waiting, ++version, now);
+            break;
+        case WAITING_BATCH:
+            settle(waiting, &batch, batches++);
+            break;
+        }
+        added -= take_outcomes(waiting);
+    }
+    waiting_free(waiting);
+    return allocations >= failing;
+}
+
+static void test_waiting(void **state)
+{
+    (void)state;
+    fail_each_in_turn(wait_for_payment);
+}
+
+int main(void)
+{
+    const struct CMUnitTest tests[] = {
+        cmocka_unit_test(test_record),
+        cmocka_unit_test(test_reply),
+        cmocka_unit_test(test_text_array),
+        cmocka_unit_test(test_waiting),
+    };
+
+    return cmocka_run_group_tests(tests, NULL, NULL);
+}
