@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""The pool behind Apache, as conf/apache.conf has it."""
+"""The pool behind Apache, as conf/apache-proxy.conf has it."""
 
 import shutil
 
@@ -17,7 +17,7 @@ pytestmark = pytest.mark.skipif(not shutil.which("apache2", path="/usr/sbin"), r
 def http(program, database):
     # Apache's user is another one than the pool's.
     with CheckedPool(program, "--workers", "2", "--socket-mode", "0666", database=database) as pool, \
-            Apache(upstream(pool.socket, "conf/apache.conf")) as apache:
+            Apache(upstream(pool.socket, "conf/apache-proxy.conf")) as apache:
         yield Http(apache.port)
         assert [line for line in apache.log_lines() if ":notice]" not in line] == []
 
