@@ -10,13 +10,14 @@
 
 #define LINE_MAX_BYTES 1000
 
-static bool log_verbose, log_muted;
+static enum log_level log_threshold = LOG_INFO;
+static bool log_muted;
 static bool log_is_socket;     /* as under systemd */
 static unsigned long log_lost; /* lines, since the last one that could be written */
 
-void log_set_verbose(bool verbose)
+void log_set_level(enum log_level level)
 {
-    log_verbose = verbose;
+    log_threshold = level;
 }
 
 void log_mute(void)
@@ -111,7 +112,7 @@ void log_write(enum log_level level, const char *format, ...)
     va_list args;
     size_t length;
 
-    if (log_muted || (level == LOG_DEBUG && !log_verbose))
+    if (log_muted || level > log_threshold)
         return;
     va_start(args, format);
     length = log_format(line, level, format, args);

@@ -17,8 +17,8 @@ enum log_level { LOG_ERROR, LOG_WARNING, LOG_INFO, LOG_DEBUG };
  * nobody reads any more, a line must not block the process: it is lost instead. */
 void log_open(void);
 
-/* Lets the log have LOG_DEBUG lines too. */
-void log_set_verbose(bool verbose);
+/* Sets the least important level that is written. Without this it is LOG_INFO. */
+void log_set_level(enum log_level level);
 
 /* Lets the log have no more lines. For --check, which says on standard output what it finds. */
 void log_mute(void);

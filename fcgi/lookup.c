@@ -352,8 +352,8 @@ static void lookup_log_connected(struct lookup *lookup)
     if (!layout->contracts_indexed)
         log_warning("database: merchant_contract_terms has no index for the lookup, which is slow");
     if (layout->has_order_session && !layout->orders_indexed)
-        log_warning("database: merchant_orders has no index for the lookup, which is slow; see "
-                    "sql/orders-index.sql");
+        log_info("database: merchant_orders has no index for the lookup, which is slow; see "
+                 "sql/orders-index.sql");
 }
 
 static int64_t lookup_int8(const char *at)

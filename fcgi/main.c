@@ -13,6 +13,18 @@
 #include "pool.h"
 #include "worker.h"
 
+/*
+ * A lone process on a socket that it was given is one of many that a manager (mod_fcgid) starts and
+ * ends on demand. That it has started is no news there, and would fill the web server's log: it
+ * says only what is wrong.
+ */
+static enum log_level main_log_level(const struct options *options)
+{
+    if (options->verbose)
+        return LOG_DEBUG;
+    return options->workers == 0 && !options->listen ? LOG_WARNING : LOG_INFO;
+}
+
 /* Each waiting request takes a descriptor. */
 static void main_raise_descriptor_limit(void)
 {
@@ -67,7 +79,7 @@ int main(int argc, char *argv[])
     struct options options = options_read(argc, argv);
 
     log_open();
-    log_set_verbose(options.verbose);
+    log_set_level(main_log_level(&options));
     if (options.check)
         return check_run(&options);
     worker_block_signals();

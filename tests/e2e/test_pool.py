@@ -106,6 +106,14 @@ def test_no_workers(start_pool):
     assert children(pool.pid) == []
 
 
+@pytest.mark.parametrize("by,workers,said", [("descriptor", 0, False), ("descriptor", 1, True), ("listen", 0, True)])
+def test_a_process_that_a_manager_starts_on_demand_says_only_what_is_wrong(start_pool, by, workers, said):
+    """There are many of them, with the log of the web server."""
+    pool = start_pool(by=by, workers=workers)
+    answers(pool)
+    assert bool(pool.log_lines()) == said
+
+
 def test_each_worker_serves(start_pool):
     """While one is stopped the others go on: they share the socket and nothing else."""
     pool = start_pool(workers=2)

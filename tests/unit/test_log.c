@@ -36,13 +36,28 @@ static void test_debug_lines_on_request_only(void **state)
     (void)state;
     capture_begin(&capture);
     log_debug("no");
-    log_set_verbose(true);
+    log_set_level(LOG_DEBUG);
     log_debug("yes");
-    log_set_verbose(false);
+    log_set_level(LOG_INFO);
     log_debug("no");
     capture_end(&capture);
     assert_int_equal(count_lines(capture.text), 1);
     assert_contains(capture.text, " debug: yes\n");
+}
+
+static void test_lines_below_the_level_are_left_out(void **state)
+{
+    struct capture capture;
+
+    (void)state;
+    capture_begin(&capture);
+    log_set_level(LOG_WARNING);
+    log_info("no");
+    log_warning("yes");
+    log_set_level(LOG_INFO);
+    capture_end(&capture);
+    assert_int_equal(count_lines(capture.text), 1);
+    assert_contains(capture.text, " warning: yes\n");
 }
 
 static void test_control_characters(void **state)
@@ -168,6 +183,7 @@ int main(void)
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_form),
         cmocka_unit_test(test_debug_lines_on_request_only),
+        cmocka_unit_test(test_lines_below_the_level_are_left_out),
         cmocka_unit_test(test_control_characters),
         cmocka_unit_test(test_long_lines),
         cmocka_unit_test(test_no_standard_error),
