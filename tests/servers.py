@@ -309,7 +309,7 @@ class Nginx(Server):
         with open(self.log, "ab") as log:
             self.process = start([nginx, "-p", self.directory, "-e", self.log, "-c", self.config],
                                  stdout=log, stderr=log)
-        self.wait_ready(lambda: _connects(("127.0.0.1", self.port)))
+        self.wait_ready(lambda: connects(("127.0.0.1", self.port)))
 
     def stop(self):
         if self.running():
@@ -321,58 +321,21 @@ class Nginx(Server):
         super().__exit__()
 
 
-class Apache(Server):
-    """Apache with its event MPM on 127.0.0.1:`port`; `host` goes into the virtual host."""
-
-    MODULES = ["mpm_event", "authz_core", "proxy", "proxy_fcgi", "setenvif"]
-
-    def __init__(self, host=""):
-        super().__init__("apache")
-        self.port = free_port()
-        self.config = self.directory / "apache.conf"
-        modules = "\n".join(f"LoadModule {name}_module /usr/lib/apache2/modules/mod_{name}.so" for name in self.MODULES)
-        # As root it would turn into another user, who may not open the pool's socket: it has to be one that is there.
-        user = "User www-data\nGroup www-data" if os.geteuid() == 0 else ""
-        self.config.write_text(f"""
-            {modules}
-            {user}
-            ServerName localhost
-            PidFile {self.directory}/apache.pid
-            DefaultRuntimeDir {self.directory}
-            ErrorLog {self.log}
-            LogLevel error
-            <VirtualHost 127.0.0.1:{self.port}>
-                {host}
-            </VirtualHost>
-            Listen 127.0.0.1:{self.port}
-        """)
-
-    def start(self):
-        with open(self.log, "ab") as log:
-            self.process = start(["/usr/sbin/apache2", "-D", "FOREGROUND", "-f", self.config], stdout=log, stderr=log)
-        self.wait_ready(lambda: _connects(("127.0.0.1", self.port)))
-
-    def __exit__(self, *_):
-        if self.running():
-            self.process.terminate()
-            self.process.wait(10)
-        super().__exit__()
-
-
 SOCKET_OF_OPERATORS = "/run/merchant-sessions/merchant-sessions.sock"
 
 
 def upstream(socket_path, file="conf/nginx-upstream.conf"):
     """The shipped upstream, pointed at a pool of ours."""
-    return _shipped(file).replace(SOCKET_OF_OPERATORS, str(socket_path))
+    return shipped(file).replace(SOCKET_OF_OPERATORS, str(socket_path))
 
 
 def location(file="conf/nginx-location.conf"):
     """The shipped location, as it stands."""
-    return _shipped(file)
+    return shipped(file)
 
 
-def _shipped(file):
+def shipped(file):
+    """A file of the project."""
     return (ROOT / file).read_text()
 
 
@@ -396,7 +359,7 @@ class Pool(Server):
     def start(self):
         with open(self.log, "ab") as log:
             self.process = getattr(self, "_start_by_" + self.by.replace("-", "_"))(log)
-        self.wait_ready(lambda: _connects(self.connect_to))
+        self.wait_ready(lambda: connects(self.connect_to))
 
     @property
     def connect_to(self):
@@ -497,7 +460,7 @@ def _account_exists(name):
         return False
 
 
-def _connects(address):
+def connects(address):
     with socket.socket(socket.AF_UNIX if isinstance(address, str) else socket.AF_INET) as probe:
         try:
             probe.connect(address)
