@@ -57,21 +57,28 @@ class Served:
     timeout: tuple = None       # the longest wait as its file has it, and a copy of a second
     second: tuple = None        # where its file gets a second pool, and what is written there
     spawns: bool = False        # it starts the program by itself
+    verbose: tuple = ()         # where its file asks the program for a log of all events
     needs: str = ""             # a file that must be there
 
     def __str__(self):
         return self.name
 
 
-APACHE = {"id ..": 404, "huge query": 414, "enormous query": 414}
-# mod_fcgid: FcgidMaxRequestLen.
-FCGID = {**APACHE, "POST of a mebibyte": 500}
-LIGHTTPD = {"id control": 400, "malformed id": 400, "id ..": 404, "huge query": 431, "enormous query": 431, "other method": 501}
+NGINX = {"id ..": 404, "NUL in the id": 400, "bad escape in the id": 400, "huge query": 414, "enormous query": 414}
+APACHE = {"id ..": 404, "bad escape in the id": 400, "huge query": 414, "enormous query": 414}
+# FcgidMaxRequestLen is 128 KiB. A NUL cannot be in the name of a file, not even where the file is another.
+FCGID = {**APACHE, "NUL in the id": 404, "POST of a mebibyte": 500}
+# It mends the bad escape in the query, so that the URL is another one.
+LIGHTTPD = {"id ..": 404, "id control": 400, "malformed id": 400, "NUL in the id": 400, "bad escape in the query": 404,
+            "huge query": 431, "enormous query": 431, "other method": 501}
+CADDY = {"id .": 200, "id ..": 200, "NUL in the id": 400, "bad escape in the id": 400, "enormous query": 502}
+# It has no pattern for paths: each instance and base path has a line.
+H2O = {"id ..": 404, "NUL in the id": 503, "enormous query": 503, "below a base path": 404, "unknown instance": 404}
 FCGID_MODULE = "/usr/lib/apache2/modules/mod_fcgid.so"
 
 SERVED = [
     Served("nginx", ["nginx-upstream.conf", "nginx-location.conf"], open_nginx, "nginx", notices=True,
-           exceptions={"id ..": 404, "huge query": 414, "enormous query": 414},
+           exceptions=NGINX,
            timeout=("fastcgi_read_timeout 60s", "fastcgi_read_timeout 1s"),
            second=("# server 192.0.2.1:9000 max_fails", "server unix:{socket} max_fails")),
     Served("apache-proxy", ["apache-proxy.conf"], open_apache_proxy, "apache2", notices=False,
@@ -83,14 +90,13 @@ SERVED = [
     Served("lighttpd-socket", ["lighttpd-socket.conf"], lambda files, _: Lighttpd(files["lighttpd-socket.conf"]), "lighttpd",
            notices=False, exceptions=LIGHTTPD, timeout=('"read-timeout" => 60', '"read-timeout" => 1')),
     Served("lighttpd-spawn", ["lighttpd-spawn.conf"], lambda files, _: Lighttpd(files["lighttpd-spawn.conf"]), "lighttpd",
-           notices=False, spawns=True, exceptions=LIGHTTPD, timeout=('"read-timeout" => 60', '"read-timeout" => 1')),
+           notices=False, spawns=True, exceptions=LIGHTTPD, timeout=('"read-timeout" => 60', '"read-timeout" => 1'),
+           verbose=(('"bin-environment" => (', '"bin-environment" => ( "MERCHANT_SESSIONS_VERBOSE" => "1",'),)),
     Served("caddy", ["caddy.conf"], lambda files, _: Caddy(files["caddy.conf"]), "caddy", notices=False,
-           exceptions={"id .": 200, "id ..": 200, "enormous query": 502}, timeout=("read_timeout 60s", "read_timeout 1s"),
+           exceptions=CADDY, timeout=("read_timeout 60s", "read_timeout 1s"),
            second=("merchant-sessions.sock {", "merchant-sessions.sock unix/{socket} {")),
     Served("h2o", ["h2o.conf"], lambda files, _: H2o(files["h2o.conf"]), "h2o", notices=False,
-           # It has no pattern for paths: each instance and base path has a line.
-           exceptions={"id ..": 404, "enormous query": 503, "below a base path": 404, "unknown instance": 404},
-           timeout=("fastcgi.timeout.io: 60000", "fastcgi.timeout.io: 1000")),
+           exceptions=H2O, timeout=("fastcgi.timeout.io: 60000", "fastcgi.timeout.io: 1000")),
 ]
 
 
@@ -115,11 +121,15 @@ def place(program):
 class Running:
     """A web server that runs; `pool` is None where it has started the program by itself."""
 
-    def __init__(self, served, server, pool):
+    def __init__(self, served, server, pool, log):
         self.served = served
         self.server = server
         self.pool = pool
+        self.log = log
         self.http = Http(server.port)
+
+    def program_log(self):
+        return self.log.read_text()
 
 
 @contextlib.contextmanager
@@ -133,7 +143,8 @@ def running(served, place, database, *edits, pool_options=()):
             # Apache's user is another one than the pool's.
             pool = stack.enter_context(CheckedPool(place.program, "--workers", "2", "--socket-mode", "0666", "--verbose",
                                                    *pool_options, database=database))
-        yield Running(served, stack.enter_context(configured(served, place, database, pool, *edits)), pool)
+        server = stack.enter_context(configured(served, place, database, pool, *edits))
+        yield Running(served, server, pool, pool.log if pool else place.path / served.name / "merchant-sessions.log")
 
 
 def configured(served, place, database, pool, *edits):
@@ -192,6 +203,9 @@ ROWS = [
     Row("no URL", SHOP + "{paid}", 400),
     Row("malformed timeout", SHOP + "{paid}" + URL + "&timeout_ms=-1", 400),
     Row("malformed id", SHOP + "a%FFb" + URL, 400),
+    Row("NUL in the id", SHOP + "a%00b" + URL, 400),
+    Row("bad escape in the id", SHOP + "a%zzb" + URL, 400),
+    Row("bad escape in the query", SHOP + "{paid}?fulfillment_url=a:%zz", 400),
     Row("blank in the query", SHOP + "{paid}?x=a+b&fulfillment_url={url}", 200),
     Row("HEAD", SHOP + "{paid}" + URL, 200, "HEAD"),
     Row("HEAD of an error", SHOP + "{paid}", 400, "HEAD"),
@@ -291,29 +305,6 @@ def test_a_long_poll_that_ends(site, merchant):
     assert answer.seconds >= 0.8
 
 
-def test_a_client_that_leaves(site):
-    """What README says: it is noticed, or the request waits on."""
-    if site.served.spawns:
-        pytest.skip("its pool has no log here; see below")
-    left = lambda: len(site.pool.logged("closed by the peer, while a request was open"))
-    before = left()
-    connection = http.client.HTTPConnection("127.0.0.1", site.server.port)
-    connection.request("GET", target(new_session(), new_url(), "shop", timeout_ms=2500))
-    time.sleep(0.3)
-    connection.close()
-    if site.served.notices:
-        wait_until(lambda: left() > before, 2, "the client is gone")
-    else:
-        time.sleep(1)
-        assert left() == before
-
-
-def test_the_log_of_a_host_is_not_filled(site):
-    """mod_fcgid has started processes for all the tests before."""
-    if site.served.spawns and "apache" in site.served.name:
-        assert [line for line in site.server.log_lines() if "merchant-sessions[" in line] == []
-
-
 # What a server does with its pools. Each has a copy of its own.
 
 @pytest.mark.parametrize("served", [served for served in SERVED if served.timeout], ids=str)
@@ -327,6 +318,25 @@ def test_the_longest_wait(served, place, database):
         assert answer.status >= 500
         assert answer.seconds < 10
     assert shortened not in "".join(shipped(f"conf/{name}") for name in served.files)
+
+
+LEFT = "closed by the peer, while a request was open"
+
+
+@pytest.mark.parametrize("served", [served for served in SERVED if not served.needs], ids=str)
+def test_a_client_that_leaves(served, place, database):
+    """What README says: it is noticed, or the request waits on."""
+    with running(served, place, database, *served.verbose) as site:
+        connection = http.client.HTTPConnection("127.0.0.1", site.server.port)
+        connection.request("GET", target(new_session(), new_url(), "shop", timeout_ms=2000))
+        time.sleep(0.3)
+        connection.close()
+        if served.notices:
+            wait_until(lambda: LEFT in site.program_log(), 1.5, "the client is gone")
+        else:
+            time.sleep(1.2)
+            assert "connected" in site.program_log()
+            assert not LEFT in site.program_log()
 
 
 @pytest.mark.parametrize("served", [served for served in SERVED if not served.spawns], ids=str)
@@ -406,6 +416,15 @@ def test_nginx_limits_the_rate_of_a_client(place, database):
         assert statuses[:3] == [404] * 3
         assert 429 in statuses[3:]
         assert site.server.log_lines() == []
+
+
+@pytest.mark.parametrize("served", [served for served in SERVED if served.needs], ids=str)
+def test_mod_fcgid_fills_no_log(served, place, database):
+    """Each process that it starts would say that it has connected, in the log of a host that is not ours."""
+    with running(served, place, database) as site:
+        waiting = [site.http.later(new_session(), new_url(), timeout_ms=1000) for _ in range(3)]
+        assert [answer.result(10).status for answer in waiting] == [404] * 3
+        assert [line for line in site.server.log_lines() if "merchant-sessions[" in line] == []
 
 
 def test_mod_fcgid_notices_no_client_that_leaves(place, database):

@@ -26,10 +26,12 @@ class WebServer(Server):
         return None
 
     def __exit__(self, *_):
-        if self.running():
-            self.process.terminate()
-            self.process.wait(10)
-        super().__exit__()
+        try:
+            if self.running():
+                self.process.terminate()
+                self.process.wait(10)
+        finally:
+            super().__exit__()
 
 
 class Apache(WebServer):
