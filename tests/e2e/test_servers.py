@@ -46,6 +46,19 @@ def open_apache_htaccess(files, place):
     return Apache(host, ["fcgid", "rewrite"], document_root=place)
 
 
+def open_lighttpd(files, place):
+    text, = files.values()
+    return Lighttpd(text)
+
+
+def open_caddy(files, place):
+    return Caddy(files["caddy.conf"])
+
+
+def open_h2o(files, place):
+    return H2o(files["h2o.conf"])
+
+
 @dataclasses.dataclass
 class Served:
     name: str
@@ -85,17 +98,17 @@ SERVED = [
            exceptions=APACHE, timeout=("timeout=60", "timeout=1")),
     Served("apache-fcgid", ["apache-fcgid.conf"], open_apache_fcgid, "apache2", notices=False, spawns=True,
            exceptions=FCGID, timeout=("FcgidIOTimeout 60", "FcgidIOTimeout 1"), needs=FCGID_MODULE),
-    Served("apache-htaccess", ["apache-fcgid.htaccess", "apache-fcgid.sh"], open_apache_htaccess, "apache2", notices=False,
-           spawns=True, exceptions={**FCGID, "id /": 404, "id //": 404, "id trailing /": 404}, needs=FCGID_MODULE),
-    Served("lighttpd-socket", ["lighttpd-socket.conf"], lambda files, _: Lighttpd(files["lighttpd-socket.conf"]), "lighttpd",
+    Served("apache-htaccess", ["apache-fcgid.htaccess", "apache-fcgid.sh"], open_apache_htaccess, "apache2",
+           notices=False, spawns=True, exceptions={**FCGID, "id /": 404, "id //": 404, "id trailing /": 404}, needs=FCGID_MODULE),
+    Served("lighttpd-socket", ["lighttpd-socket.conf"], open_lighttpd, "lighttpd",
            notices=False, exceptions=LIGHTTPD, timeout=('"read-timeout" => 60', '"read-timeout" => 1')),
-    Served("lighttpd-spawn", ["lighttpd-spawn.conf"], lambda files, _: Lighttpd(files["lighttpd-spawn.conf"]), "lighttpd",
+    Served("lighttpd-spawn", ["lighttpd-spawn.conf"], open_lighttpd, "lighttpd",
            notices=False, spawns=True, exceptions=LIGHTTPD, timeout=('"read-timeout" => 60', '"read-timeout" => 1'),
            verbose=(('"bin-environment" => (', '"bin-environment" => ( "MERCHANT_SESSIONS_VERBOSE" => "1",'),)),
-    Served("caddy", ["caddy.conf"], lambda files, _: Caddy(files["caddy.conf"]), "caddy", notices=False,
+    Served("caddy", ["caddy.conf"], open_caddy, "caddy", notices=False,
            exceptions=CADDY, timeout=("read_timeout 60s", "read_timeout 1s"),
            second=("merchant-sessions.sock {", "merchant-sessions.sock unix/{socket} {")),
-    Served("h2o", ["h2o.conf"], lambda files, _: H2o(files["h2o.conf"]), "h2o", notices=False,
+    Served("h2o", ["h2o.conf"], open_h2o, "h2o", notices=False,
            exceptions=H2O, timeout=("fastcgi.timeout.io: 60000", "fastcgi.timeout.io: 1000")),
 ]
 
@@ -107,8 +120,15 @@ class Place:
         self.path = pathlib.Path(tempfile.mkdtemp(prefix="place-"))
         self.path.chmod(0o755)
         self.program = self.path / "bin" / "merchant-sessions.fcgi"
-        self.program.parent.mkdir()
+        self.make("bin")
         shutil.copy(program, self.program)
+
+    def make(self, name):
+        """A directory in it, which may be there already."""
+        directory = self.path / name
+        directory.mkdir(exist_ok=True)
+        directory.chmod(0o755)
+        return directory
 
 
 @pytest.fixture(scope="module")
@@ -134,27 +154,27 @@ class Running:
 
 @contextlib.contextmanager
 def running(served, place, database, *edits, pool_options=()):
-    """Start a server with its files, and the pool behind it. `edits` are pairs of a text in a file and what replaces it."""
-    if not shutil.which(served.command, path="/usr/sbin:/usr/bin") or served.needs and not pathlib.Path(served.needs).exists():
+    """Start a server with its files, and the pool behind it. `edits` are pairs of a text and what replaces it."""
+    there = shutil.which(served.command, path="/usr/sbin:/usr/bin") and pathlib.Path(served.needs or "/").exists()
+    if not there:
         pytest.skip(f"{served.name} is not installed")
     with contextlib.ExitStack() as stack:
         pool = None
         if not served.spawns:
             # Apache's user is another one than the pool's.
-            pool = stack.enter_context(CheckedPool(place.program, "--workers", "2", "--socket-mode", "0666", "--verbose",
-                                                   *pool_options, database=database))
+            options = ["--workers", "2", "--socket-mode", "0666", "--verbose", *pool_options]
+            pool = stack.enter_context(CheckedPool(place.program, *options, database=database))
         server = stack.enter_context(configured(served, place, database, pool, *edits))
         yield Running(served, server, pool, pool.log if pool else place.path / served.name / "merchant-sessions.log")
 
 
 def configured(served, place, database, pool, *edits):
-    """The server with its files, in which the paths that its operators are told about are replaced, and the edits made."""
+    """The server with its files: the paths that its operators are told about are replaced, and the edits made."""
     files = {name: shipped(f"conf/{name}") for name in served.files}
     for old, new in edits:
         assert any(old in text for text in files.values()), old
         files = {name: text.replace(old, new) for name, text in files.items()}
-    directory = place.path / served.name
-    directory.mkdir(exist_ok=True)
+    directory = place.make(served.name)
     paths = {SOCKET_OF_OPERATORS: pool and pool.socket, PROGRAM_OF_OPERATORS: place.program.parent,
              DATABASE_OF_OPERATORS: database, "/run/lighttpd": directory, "/var/log/lighttpd": directory}
     for old, new in paths.items():
@@ -184,7 +204,8 @@ class Row:
 
 IDS = {
     "/": "a/b", "//": "a//b", "trailing /": "a/", "%": "50%", "%2F": "a%2Fb", "%25": "%25%00", "+": "a+b c",
-    "UTF-8": "Größe-東京-🛒", "query": "?&=#;", "dots inside": "a..b", "quotes": "<'\">\\", "control": "a\tb\nc\x7f",
+    "UTF-8": "Größe-東京-🛒", "query": "?&=#;", "dots inside": "a..b", "quotes": "<'\">\\",
+    "control": "a\tb\nc\x7f",
     "braces": "{a,b}|^~`", "reserved": ";,:@$!*()", "long": "x" * 4000,
 }
 # These stand alone: there is nothing before the dots.
@@ -229,7 +250,8 @@ def sessions(merchant):
     made |= {f"id {name}": text for name, text in WHOLE_IDS.items()}
     for name, session in made.items():
         if name != "url":
-            merchant.contract(session, made["url"], instance="admin" if name == "admin" else "shop", paid=name != "unpaid")
+            instance = "admin" if name == "admin" else "shop"
+            merchant.contract(session, made["url"], instance=instance, paid=name != "unpaid")
     return made
 
 
@@ -309,7 +331,7 @@ def test_a_long_poll_that_ends(site, merchant):
 
 @pytest.mark.parametrize("served", [served for served in SERVED if served.timeout], ids=str)
 def test_the_longest_wait(served, place, database):
-    """The file allows more than --max-wait, and the time that the database may take. A copy shows that it is this line."""
+    """The file allows more than --max-wait and the time that the database may take. A copy shows that it is this line."""
     line, shortened = served.timeout
     number, = re.findall(r"\d+", line)
     assert int(number) / (1000 if "000" in number else 1) > 50 + 2
@@ -341,7 +363,7 @@ def test_a_client_that_leaves(served, place, database):
 
 @pytest.mark.parametrize("served", [served for served in SERVED if not served.spawns], ids=str)
 def test_a_pool_that_comes_back_is_asked_soon(served, place, database):
-    """lighttpd does so each second, the others at once."""
+    """lighttpd does so within two seconds, the others at once."""
     with running(served, place, database) as site:
         assert_error(site.http.ask(new_session(), new_url()), 404, 2038)
         site.pool.stop()
@@ -448,4 +470,6 @@ def test_readme_has_a_row_for_each_file():
     assert named == {name for served in SERVED for name in served.files}
     for served in SERVED:
         row, = [row for row in rows if f"conf/{served.files[0]}" in row]
-        assert row.split("|")[5].strip().startswith("yes" if served.notices else "no"), row
+        _, _, _, _, wait, notices, *_ = row.split("|")
+        assert notices.strip() == ("yes" if served.notices else "no"), row
+        assert any(wait.split(",")[1].strip() in shipped(f"conf/{name}") for name in served.files), row

@@ -48,7 +48,7 @@ class Apache(WebServer):
         user = "User www-data\nGroup www-data" if os.geteuid() == 0 else ""
         if user:
             shutil.chown(self.directory, "www-data")
-        fcgid = f"FcgidIPCDir {self.directory}\nFcgidProcessTableFile {self.directory}/shm" if "fcgid" in self.modules else ""
+        fcgid = f"FcgidIPCDir {self.directory}\nFcgidProcessTableFile {self.directory}/shm"
         return f"""
             {modules}
             {user}
@@ -57,7 +57,7 @@ class Apache(WebServer):
             DefaultRuntimeDir {self.directory}
             ErrorLog {self.log}
             LogLevel error
-            {fcgid}
+            {fcgid if "fcgid" in self.modules else ""}
             {f'DocumentRoot "{self.document_root}"' if self.document_root else ""}
             <VirtualHost 127.0.0.1:{self.port}>
                 {site}
