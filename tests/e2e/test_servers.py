@@ -99,7 +99,8 @@ SERVED = [
     Served("apache-fcgid", ["apache-fcgid.conf"], open_apache_fcgid, "apache2", notices=False, spawns=True,
            exceptions=FCGID, timeout=("FcgidIOTimeout 60", "FcgidIOTimeout 1"), needs=FCGID_MODULE),
     Served("apache-htaccess", ["apache-fcgid.htaccess", "apache-fcgid.sh"], open_apache_htaccess, "apache2",
-           notices=False, spawns=True, exceptions={**FCGID, "id /": 404, "id //": 404, "id trailing /": 404}, needs=FCGID_MODULE),
+           notices=False, spawns=True, needs=FCGID_MODULE,
+           exceptions={**FCGID, "id /": 404, "id //": 404, "id trailing /": 404}),
     Served("lighttpd-socket", ["lighttpd-socket.conf"], open_lighttpd, "lighttpd",
            notices=False, exceptions=LIGHTTPD, timeout=('"read-timeout" => 60', '"read-timeout" => 1')),
     Served("lighttpd-spawn", ["lighttpd-spawn.conf"], open_lighttpd, "lighttpd",
@@ -331,7 +332,7 @@ def test_a_long_poll_that_ends(site, merchant):
 
 @pytest.mark.parametrize("served", [served for served in SERVED if served.timeout], ids=str)
 def test_the_longest_wait(served, place, database):
-    """The file allows more than --max-wait and the time that the database may take. A copy shows that it is this line."""
+    """The file allows more than --max-wait and the time for the database. A copy shows that it is this line."""
     line, shortened = served.timeout
     number, = re.findall(r"\d+", line)
     assert int(number) / (1000 if "000" in number else 1) > 50 + 2
