@@ -426,8 +426,8 @@ def limited(*edits):
 
 def test_nginx_limits_the_requests_of_a_client_that_wait(place, database):
     with running(SERVED[0], place, database, *limited(("waiting 100;", "waiting 2;"))) as site:
-        waiting = [site.http.later(new_session(), new_url(), timeout_ms=1500) for _ in range(2)]
-        assert site.http.ask(new_session(), new_url()).status == 429
+        waiting = [site.http.later(new_session(), new_url(), timeout_ms=2500) for _ in range(2)]
+        wait_until(lambda: site.http.ask(new_session(), new_url()).status == 429, 2, "a refusal")
         assert [answer.result(5).status for answer in waiting] == [404, 404]
         assert site.http.ask(new_session(), new_url()).status == 404
         assert site.server.log_lines() == []
