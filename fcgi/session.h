@@ -17,6 +17,8 @@ enum session_status {
     SESSION_UNKNOWN,     /* no order matches */
     SESSION_UNPAID,      /* an order matches, none that was paid */
     SESSION_PAID,        /* an order that matches was paid, if perhaps refunded later */
+    SESSION_FAILED,      /* no answer: this instance cannot be asked now, but others can */
+    SESSION_NOT_ASKED,   /* no answer: there was no room in this batch, but is in a later one */
 };
 
 /* What the database is asked about a session. */
@@ -28,8 +30,8 @@ enum session_question {
 
 /* The answer to a question about one session. */
 struct session_answer {
-    /* For QUESTION_PAYMENT: SESSION_PAID, SESSION_UNPAID (an order is claimed and not paid), or
-     * SESSION_UNKNOWN for all else. */
+    /* For QUESTION_PAYMENT: SESSION_PAID; SESSION_UNPAID (an order is claimed and not paid);
+     * SESSION_NO_INSTANCE, if that is known without a lookup; SESSION_UNKNOWN for all else. */
     enum session_status status;
     bool claimed;         /* a wallet has claimed an order that is not paid: a payment is near */
     const char *order_id; /* of SESSION_UNPAID and SESSION_PAID, else NULL */

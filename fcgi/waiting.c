@@ -30,6 +30,9 @@
 /* New requests count as arriving until this time after the last batch of them. */
 #define BUSY_TIME (100 * USEC_PER_MS)
 
+/* A key whose instance could not be asked is asked about again after this time. */
+#define HOLD_TIME (250 * USEC_PER_MS)
+
 TAILQ_HEAD(watch_list, watch);
 
 struct budget {
@@ -165,9 +168,17 @@ static bool watch_has(const struct watch *watch, enum waiter_state state)
     return !TAILQ_EMPTY(&watch->waiters[state]);
 }
 
+static bool watch_has_waiters(const struct watch *watch)
+{
+    return watch_has(watch, WAITER_NEW) || watch_has(watch, WAITER_LAST) ||
+           watch_has(watch, WAITER_PARKED);
+}
+
 /* The place that the waiters of a watch call for when it is not in the batch. */
 static enum watch_place watch_proper_place(const struct watch *watch)
 {
+    if (watch->held_until != 0 && watch_has_waiters(watch))
+        return WATCH_HELD;
     if (watch_has(watch, WAITER_NEW))
         return WATCH_NEWCOMERS;
     if (watch_has(watch, WAITER_LAST))
@@ -197,6 +208,8 @@ static void waiting_move_watch(struct waiting *waiting, struct watch *watch, enu
     watch->place = place;
     if (place != WATCH_AWAY)
         TAILQ_INSERT_TAIL(waiting_watch_list(waiting, watch), watch, link);
+    else
+        watch->held_until = 0;
 }
 
 /* The database has changed: whatever was looked up before has to be polled. */
@@ -239,6 +252,25 @@ static void waiting_place_watch(struct waiting *waiting, struct watch *watch)
 {
     if (watch->place != WATCH_IN_BATCH)
         waiting_move_watch(waiting, watch, watch_proper_place(watch));
+}
+
+/* Those that were held back for long enough go where they belong. The list is in the order of its
+ * times: all were held back for the same time. */
+static void waiting_release_held(struct waiting *waiting, usec_t now)
+{
+    struct watch *watch;
+
+    while ((watch = TAILQ_FIRST(&waiting->places[WATCH_HELD])) && watch->held_until <= now) {
+        watch->held_until = 0;
+        waiting_place_watch(waiting, watch);
+    }
+}
+
+static usec_t waiting_held_due(const struct waiting *waiting)
+{
+    const struct watch *first = TAILQ_FIRST(&waiting->places[WATCH_HELD]);
+
+    return first ? first->held_until : USEC_NEVER;
 }
 
 /* The one place where a waiter that stays changes its state. */
@@ -431,6 +463,7 @@ enum waiting_step waiting_next(struct waiting *waiting, struct waiting_batch *ba
 {
     enum turn turn;
 
+    waiting_release_held(waiting, now);
     if (!waiting_choose_turn(waiting, &turn, now))
         return WAITING_NOTHING;
     switch (turn) {
@@ -450,7 +483,7 @@ enum waiting_step waiting_next(struct waiting *waiting, struct waiting_batch *ba
 
 usec_t waiting_due(const struct waiting *waiting, usec_t now)
 {
-    usec_t due = waiting_poll_due(waiting);
+    usec_t due = usec_min(waiting_poll_due(waiting), waiting_held_due(waiting));
 
     if (waiting_anybody_asks(waiting))
         return now;
@@ -510,11 +543,16 @@ static void waiting_settle_watch(struct waiting *waiting, struct watch *watch,
     const struct session_answer *answer, size_t park_limit, usec_t now)
 {
     bool everything = waiting->question == QUESTION_EVERYTHING;
-    bool final =
-        answer->status == SESSION_PAID || (everything && answer->status == SESSION_NO_INSTANCE);
+    bool final = answer->status == SESSION_PAID || answer->status == SESSION_NO_INSTANCE;
     /* A poll says nothing of unclaimed orders, of which one that is known may be newer. */
     bool news = answer->status == SESSION_UNPAID && watch->status == SESSION_UNKNOWN;
 
+    if (answer->status == SESSION_NOT_ASKED)
+        return;
+    if (answer->status == SESSION_FAILED) {
+        watch->held_until = now + HOLD_TIME;
+        return;
+    }
     if ((everything || final || news) && !watch_learn(watch, answer))
         return; /* out of memory: asked about again */
     watch->version_before = watch->version;

@@ -69,6 +69,7 @@ enum watch_place {
     WATCH_LASTS,     /* has none, but one that is LAST */
     WATCH_CLAIMED,   /* has parked waiters alone; a wallet has claimed an order */
     WATCH_UNCLAIMED, /* has parked waiters alone; no wallet has, as far as is known */
+    WATCH_HELD,      /* its instance could not be asked: not asked about before held_until */
     WATCH_IN_BATCH,  /* the batch under way asks about it */
     WATCH_AWAY,      /* has no waiter in its lists: goes when its last outcome is taken */
 };
@@ -80,6 +81,7 @@ struct watch {
     size_t outcomes; /* waiters whose outcome has not been taken */
     enum watch_place place;
     TAILQ_ENTRY(watch) link; /* in its list */
+    usec_t held_until;       /* of WATCH_HELD; else 0 */
     uint64_t version;        /* the database's, as known before the last lookup of this key */
     uint64_t version_before; /* likewise, before the lookup before it; 0: there was none */
     bool claimed;            /* what the last lookup said, */
@@ -135,8 +137,10 @@ usec_t waiting_due(const struct waiting *waiting, usec_t now);
  * means that no lookup would find anything new. */
 void waiting_checked(struct waiting *waiting, uint64_t version, usec_t now);
 
-/* The batch came back, with an answer for each of its keys, in their order. No more than park_limit
- * waiters will be parked; those beyond it are answered with what is known. */
+/* The batch came back, with an answer for each of its keys, in their order. A key that is
+ * SESSION_NOT_ASKED is asked about again, and one that is SESSION_FAILED too, but only after a
+ * pause. No more than park_limit waiters will be parked; those beyond it are answered with what is
+ * known. */
 void waiting_settle(
     struct waiting *waiting, const struct session_answer *answers, size_t park_limit, usec_t now);
 

@@ -130,6 +130,9 @@ static enum reply_kind worker_reply_kind(enum session_status status)
         return REPLY_UNPAID;
     case SESSION_PAID:
         return REPLY_PAID;
+    case SESSION_FAILED:
+    case SESSION_NOT_ASKED:
+        break;
     }
     return REPLY_DATABASE_FAILED;
 }

@@ -32,6 +32,8 @@
 /* How far polling may be ahead of its tenth, and what one poll is charged with at most. */
 #define POLL_CREDIT_MAX (300 * USEC_PER_MS)
 #define POLL_CHARGE_MAX (100 * USEC_PER_MS)
+/* How long a key is held back whose instance cannot be asked. */
+#define HOLD_TIME (250 * USEC_PER_MS)
 
 #define STATES      (WAITER_FAILED + 1)
 #define STATE(name) (1u << WAITER_##name)
@@ -39,9 +41,10 @@
 /* What the simulated database holds about one key. */
 struct fuzz_row {
     enum session_status status;
-    bool claimed;
-    unsigned order;   /* number of the order that is paid, or the newest */
-    uint64_t changed; /* number of the commit that last changed the row */
+    enum session_status trouble; /* SESSION_FAILED, or for one batch SESSION_NOT_ASKED; else 0 */
+    bool claimed, told;          /* told: a poll says too that there is no instance */
+    unsigned order;              /* number of the order that is paid, or the newest */
+    uint64_t changed;            /* number of the commit that last changed the row */
 };
 
 /* One request: the real waiter, and what the model knows of it. It is allocated by itself, so that
@@ -63,7 +66,8 @@ enum fuzz_need {
     NEED_LAST,
     NEED_CLAIMED,
     NEED_UNCLAIMED,
-    NEEDS /* how many there are */
+    NEED_TIME, /* it is held back */
+    NEEDS      /* how many there are */
 };
 
 /* The least that a budget of polling can hold, at a time. */
@@ -76,6 +80,7 @@ struct fuzz_key {
     char session[16];
     size_t count[STATES], guests;
     bool in_batch;
+    usec_t held_until;                   /* 0: it is not held back */
     const struct session_answer *answer; /* while the batch that asked for it is settled */
     bool told_by_poll;                   /* the order is the one that a poll found */
     bool looked_up, claimed;
@@ -144,6 +149,8 @@ static void fuzz_commit(size_t key, unsigned kind)
 
     row->status = (enum session_status)(kind & 3);
     row->claimed = fuzz_row_has_order(row->status) && (kind & 4);
+    row->trouble = kind & 8 ? SESSION_FAILED : kind & 16 ? SESSION_NOT_ASKED : 0;
+    row->told = kind & 32;
     row->order = fuzz_row_has_order(row->status) ? ++w.orders : 0;
     row->changed = ++w.commit;
 }
@@ -165,9 +172,12 @@ static struct session_answer fuzz_database_answer(size_t key, char name[32])
 {
     const struct fuzz_row *row = &w.snapshot[key];
     bool everything = w.batch.question == QUESTION_EVERYTHING;
+    bool no_instance = row->status == SESSION_NO_INSTANCE && row->told;
     struct session_answer answer = {row->status, row->claimed, NULL};
 
-    if (!everything && row->status != SESSION_PAID)
+    if (row->trouble)
+        return (struct session_answer){.status = row->trouble};
+    if (!everything && row->status != SESSION_PAID && !no_instance)
         answer.status = row->claimed ? SESSION_UNPAID : SESSION_UNKNOWN;
     if (fuzz_row_has_order(answer.status)) {
         fuzz_order_name(name, row->order, !everything && answer.status == SESSION_UNPAID);
@@ -219,15 +229,17 @@ static usec_t model_end(const struct fuzz_guest *guest)
 
 static enum fuzz_need model_need(const struct fuzz_key *key)
 {
-    if (key->in_batch)
+    size_t asking = key->count[WAITER_NEW] + key->count[WAITER_LAST] + key->count[WAITER_PARKED];
+
+    if (key->in_batch || asking == 0)
         return NEED_NOTHING;
+    if (key->held_until > 0)
+        return NEED_TIME;
     if (key->count[WAITER_NEW] > 0)
         return NEED_NEW;
     if (key->count[WAITER_LAST] > 0)
         return NEED_LAST;
-    if (key->count[WAITER_PARKED] > 0)
-        return key->claimed ? NEED_CLAIMED : NEED_UNCLAIMED;
-    return NEED_NOTHING;
+    return key->claimed ? NEED_CLAIMED : NEED_UNCLAIMED;
 }
 
 static size_t model_count_need(enum fuzz_need need)
@@ -242,6 +254,7 @@ static uint64_t model_bound(enum fuzz_need need)
 
     switch (need) {
     case NEED_NOTHING:
+    case NEED_TIME:
     case NEEDS:
         break;
     case NEED_NEW:
@@ -267,6 +280,7 @@ static uint64_t model_batches(enum fuzz_need need)
     case NEED_UNCLAIMED:
         return w.sent_unclaimed;
     case NEED_NOTHING:
+    case NEED_TIME:
     case NEEDS:
         break;
     }
@@ -337,6 +351,8 @@ static void model_update_keys(void)
         if (key->guests == 0 && !key->in_batch)
             model_forget_key(key);
         need = model_need(key);
+        if (need == NEED_NOTHING && !key->in_batch)
+            key->held_until = 0;
         changed[i] = need != key->need;
         key->need = need;
         w.needs[need]++;
@@ -367,6 +383,8 @@ static enum watch_place model_place(const struct fuzz_key *key)
         return WATCH_CLAIMED;
     case NEED_UNCLAIMED:
         return WATCH_UNCLAIMED;
+    case NEED_TIME:
+        return WATCH_HELD;
     case NEED_NOTHING:
     case NEEDS:
         break;
@@ -407,7 +425,8 @@ static void model_check_all(void)
         end = usec_min(end, model_end(guest));
     }
     for (size_t i = 0; i < w.key_count; i++)
-        CHECK(w.keys[i].need == NEED_NOTHING || model_batches(w.keys[i].need) < w.keys[i].bound);
+        CHECK(w.keys[i].need == NEED_NOTHING || w.keys[i].need == NEED_TIME ||
+              model_batches(w.keys[i].need) < w.keys[i].bound);
     CHECK(waiting_parked(w.waiting) == model_count(WAITER_PARKED));
     CHECK(model_count(WAITER_SETTLED) > 0 || waiting_expire_due(w.waiting) == end);
 }
@@ -625,6 +644,35 @@ static bool model_poll_is_owed(void)
     return w.debts[NEED_CLAIMED].keys + w.debts[NEED_UNCLAIMED].keys > 0;
 }
 
+/* The first time at which a key is not held back any more. */
+static usec_t model_held_due(void)
+{
+    usec_t due = USEC_NEVER;
+
+    for (size_t i = 0; i < w.key_count; i++)
+        if (w.keys[i].need == NEED_TIME)
+            due = usec_min(due, w.keys[i].held_until);
+    return due;
+}
+
+/* Whether any was held back until now. */
+static bool model_release_held(void)
+{
+    bool any = false;
+
+    for (size_t i = 0; i < w.key_count; i++) {
+        struct fuzz_key *key = &w.keys[i];
+
+        if (key->need != NEED_TIME || key->held_until > w.now)
+            continue;
+        key->held_until = 0;
+        any = true;
+    }
+    if (any)
+        model_update_keys();
+    return any;
+}
+
 static size_t model_count_stale(enum fuzz_need need)
 {
     size_t count = 0;
@@ -658,6 +706,7 @@ static void model_check_nothing(usec_t due)
 {
     CHECK(model_count_need(NEED_NEW) + model_count_need(NEED_LAST) == 0);
     CHECK(!model_check_is_due());
+    CHECK(due <= model_held_due());
     if (w.guest_count == 0)
         CHECK(due == USEC_NEVER);
     if (model_count(WAITER_PARKED) > 0)
@@ -765,18 +814,20 @@ static void model_check_turn(enum waiting_step step)
 static enum waiting_step caller_ask(void)
 {
     usec_t due = waiting_due(w.waiting, w.now);
+    bool released = model_release_held();
     enum waiting_step step;
 
     model_check_debt(NEED_CLAIMED);
     model_check_debt(NEED_UNCLAIMED);
     model_expect_no_change();
     step = waiting_next(w.waiting, &w.batch, w.now);
-    CHECK((due <= w.now) == (step != WAITING_NOTHING));
+    /* Who was held back and is parked may have to go on waiting. */
+    CHECK((due <= w.now) == (step != WAITING_NOTHING || released));
     model_check_turn(step);
     w.sent_at = w.now;
     switch (step) {
     case WAITING_NOTHING:
-        model_check_nothing(due);
+        model_check_nothing(waiting_due(w.waiting, w.now));
         break;
     case WAITING_CHECK:
         model_check_check();
@@ -798,26 +849,24 @@ static unsigned model_settled(const struct fuzz_guest *guest, const struct sessi
     bool asked_in_time = guest->asked < w.sent;
     bool everything = w.batch.question == QUESTION_EVERYTHING;
 
-    if (!answer)
+    bool final;
+
+    if (!answer || answer->status == SESSION_FAILED || answer->status == SESSION_NOT_ASKED)
         return 1u << guest->state;
+    final = answer->status == SESSION_PAID || answer->status == SESSION_NO_INSTANCE;
     switch (guest->state) {
     case WAITER_NEW:
         if (!asked_in_time)
             return STATE(NEW);
-        if (answer->status == SESSION_PAID || answer->status == SESSION_NO_INSTANCE ||
-            guest->deadline <= w.now || w.stopping)
+        if (final || guest->deadline <= w.now || w.stopping)
             return STATE(KNOWN);
         return STATE(SETTLED) | STATE(KNOWN);
     case WAITER_PARKED:
-        if (answer->status == SESSION_PAID)
-            return STATE(KNOWN);
-        /* Its instance has gone: it need not wait any more. */
-        return everything && answer->status == SESSION_NO_INSTANCE ? STATE(PARKED) | STATE(KNOWN)
-                                                                   : STATE(PARKED);
+        return final ? STATE(KNOWN) : STATE(PARKED);
     case WAITER_LAST:
         if (asked_in_time && everything)
             return STATE(KNOWN);
-        return answer->status == SESSION_PAID ? STATE(LAST) | STATE(KNOWN) : STATE(LAST);
+        return final ? STATE(LAST) | STATE(KNOWN) : STATE(LAST);
     case WAITER_SETTLED:
     case WAITER_KNOWN:
     case WAITER_FAILED:
@@ -831,12 +880,16 @@ static void model_learn(struct fuzz_key *key, const struct session_answer *answe
     bool everything = w.batch.question == QUESTION_EVERYTHING;
 
     key->in_batch = false;
+    if (answer->status == SESSION_FAILED)
+        key->held_until = w.now + HOLD_TIME;
+    if (answer->status == SESSION_FAILED || answer->status == SESSION_NOT_ASKED)
+        return;
     key->claimed = answer->claimed;
     key->seen = w.snapshot_commit;
     key->version_known = w.checked;
     key->version = w.version;
     /* A poll knows nothing of unclaimed orders. */
-    if (!everything && answer->status != SESSION_PAID &&
+    if (!everything && answer->status != SESSION_PAID && answer->status != SESSION_NO_INSTANCE &&
         (answer->status != SESSION_UNPAID || key->status != SESSION_UNKNOWN))
         return;
     key->looked_up = true;
@@ -888,6 +941,8 @@ static void caller_settle(size_t limit)
         answers[i] = fuzz_database_answer(number, names[i]);
         w.keys[number].answer = &answers[i];
         model_learn(&w.keys[number], &answers[i], w.snapshot[number].order);
+        if (w.rows[number].trouble == SESSION_NOT_ASKED)
+            w.rows[number].trouble = 0;
     }
     for (size_t i = 0; i < w.guest_count; i++)
         w.guests[i]->allowed = model_settled(w.guests[i], w.keys[w.guests[i]->key].answer);
@@ -1116,6 +1171,8 @@ static void fuzz_begin_world(const uint8_t *data, size_t size)
 /* The caller goes on until a quiet database has nothing more to tell. */
 static void fuzz_settle_world(void)
 {
+    for (size_t i = 0; i < w.key_count; i++)
+        w.rows[i].trouble = w.snapshot[i].trouble = 0;
     caller_run(RUN_SLEEPS, 50, 100);
     for (unsigned i = 0; i < 5000 && model_poll_is_owed(); i++)
         caller_run(RUN_SLEEPS, 1, 100);

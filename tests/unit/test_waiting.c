@@ -17,6 +17,8 @@
 
 static const struct session_answer unknown = {SESSION_UNKNOWN, false, NULL};
 static const struct session_answer no_instance = {SESSION_NO_INSTANCE, false, NULL};
+static const struct session_answer failed = {SESSION_FAILED, false, NULL};
+static const struct session_answer not_asked = {SESSION_NOT_ASKED, false, NULL};
 static const struct session_answer unclaimed = {SESSION_UNPAID, false, "order"};
 static const struct session_answer claimed = {SESSION_UNPAID, true, "order"};
 static const struct session_answer paid = {SESSION_PAID, false, "paid-order"};
@@ -1183,6 +1185,107 @@ static void test_second_stop_may_have_an_earlier_limit(void **state)
     take_known(f, &waiter, SESSION_UNKNOWN);
 }
 
+static void test_key_that_was_not_asked_about_is_in_the_next_batch(void **state)
+{
+    struct fixture *f = *state;
+    struct waiter waiter;
+
+    add(f, &waiter, "a");
+    send(f, QUESTION_EVERYTHING, 1);
+    settle(f, &not_asked);
+    assert_null(waiting_outcome(f->waiting));
+    look_up(f, 1, &claimed);
+    f->version++;
+    f->now += INTERVAL;
+    send(f, QUESTION_PAYMENT, 1);
+    settle(f, &not_asked);
+    f->now += USEC_PER_SEC;
+    send(f, QUESTION_PAYMENT, 1);
+    settle(f, &paid);
+    assert_ptr_equal(waiting_outcome(f->waiting), &waiter);
+    assert_int_equal(waiter.state, WAITER_KNOWN);
+    waiting_remove(f->waiting, &waiter);
+}
+
+static void test_instance_without_an_answer_is_held_back_alone(void **state)
+{
+    struct fixture *f = *state;
+    struct waiter first, second, other;
+    usec_t due;
+
+    add(f, &first, "a");
+    send(f, QUESTION_EVERYTHING, 1);
+    settle(f, &failed);
+    assert_null(waiting_outcome(f->waiting));
+    /* One more for the same key does not hasten it, and another key goes on. */
+    add(f, &second, "a");
+    send_nothing(f);
+    add(f, &other, "b");
+    look_up(f, 1, &claimed);
+    due = waiting_due(f->waiting, f->now);
+    assert_true(due <= f->now + PATIENCE / 2);
+    waiting_remove(f->waiting, &other);
+    f->now += USEC_PER_SEC / 2;
+    send(f, QUESTION_EVERYTHING, 1);
+    settle(f, &paid);
+    for (struct waiter *waiter; (waiter = waiting_outcome(f->waiting));) {
+        assert_int_equal(waiter->state, WAITER_KNOWN);
+        waiting_remove(f->waiting, waiter);
+    }
+}
+
+static void test_instance_without_an_answer_fails_when_patience_ends(void **state)
+{
+    struct fixture *f = *state;
+    struct waiter waiter;
+
+    add(f, &waiter, "a");
+    for (; waiter.state == WAITER_NEW; f->now += USEC_PER_SEC / 2) {
+        send(f, QUESTION_EVERYTHING, 1);
+        settle(f, &failed);
+        waiting_expire(f->waiting, f->now + USEC_PER_SEC / 2);
+    }
+    assert_int_equal(waiter.state, WAITER_FAILED);
+    waiting_remove(f->waiting, &waiter);
+}
+
+static void test_poll_that_finds_no_instance_answers(void **state)
+{
+    struct fixture *f = *state;
+    struct waiter waiter;
+
+    add_parked(f, &waiter, "a", &claimed);
+    f->version++;
+    f->now += INTERVAL;
+    send(f, QUESTION_PAYMENT, 1);
+    settle(f, &no_instance);
+    assert_ptr_equal(waiting_outcome(f->waiting), &waiter);
+    assert_int_equal(waiter.state, WAITER_KNOWN);
+    assert_int_equal(waiter.watch->status, SESSION_NO_INSTANCE);
+    assert_null(waiter.watch->order_id);
+    waiting_remove(f->waiting, &waiter);
+}
+
+static void test_held_request_is_answered_at_a_stop(void **state)
+{
+    struct fixture *f = *state;
+    struct waiter waiter;
+
+    add_parked(f, &waiter, "a", &claimed);
+    f->version++;
+    f->now += INTERVAL;
+    send(f, QUESTION_PAYMENT, 1);
+    settle(f, &failed);
+    waiting_stop(f->waiting, f->now + USEC_PER_SEC);
+    send_nothing(f);
+    f->now += USEC_PER_SEC;
+    waiting_expire(f->waiting, f->now);
+    assert_ptr_equal(waiting_outcome(f->waiting), &waiter);
+    assert_int_equal(waiter.state, WAITER_KNOWN);
+    assert_int_equal(waiter.watch->status, SESSION_UNPAID);
+    waiting_remove(f->waiting, &waiter);
+}
+
 #define WAITING_TEST(test) cmocka_unit_test_setup_teardown(test, setup, teardown)
 
 int main(void)
@@ -1239,6 +1342,11 @@ int main(void)
         WAITING_TEST(test_after_stop_nobody_is_parked),
         WAITING_TEST(test_new_request_without_an_answer_fails_at_the_limit),
         WAITING_TEST(test_second_stop_may_have_an_earlier_limit),
+        WAITING_TEST(test_key_that_was_not_asked_about_is_in_the_next_batch),
+        WAITING_TEST(test_instance_without_an_answer_is_held_back_alone),
+        WAITING_TEST(test_instance_without_an_answer_fails_when_patience_ends),
+        WAITING_TEST(test_poll_that_finds_no_instance_answers),
+        WAITING_TEST(test_held_request_is_answered_at_a_stop),
     };
 
     return cmocka_run_group_tests(tests, NULL, NULL);
