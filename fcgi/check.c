@@ -10,6 +10,7 @@
 #include <unistd.h>
 
 #include "clock.h"
+#include "instances.h"
 #include "layout.h"
 #include "log.h"
 #include "lookup.h"
@@ -17,6 +18,8 @@
 
 /* How long to connect, in multiples of --db-timeout: a silent host of a list costs one. */
 #define CONNECT_TIMEOUTS 3
+/* How many instances a line names. */
+#define INSTANCES_NAMED 8
 
 struct check {
     int epoll_fd;
@@ -42,23 +45,107 @@ static void check_say_server(const PGconn *connection)
         PQparameterStatus(connection, "server_encoding"));
 }
 
-static void check_say_layout(const struct layout *layout)
+static void check_say_changes(bool tracked)
 {
+    printf("changes: %s\n", tracked ? "detected"
+                                    : "cannot be detected in views and foreign tables; "
+                                      "waiting requests are looked up by time");
+}
+
+/* The layout where all instances share the tables. False if lookups are very slow. */
+static bool check_say_tables(const struct layout *layout)
+{
+    const struct layout_tables *tables = &layout->tables;
+
     printf("layout: schema %s, all columns there and readable\n", layout->schema);
     printf("claimed orders: %s\n",
-        layout->contracts_indexed
+        tables->contracts_indexed
             ? "found by an index"
             : "merchant_contract_terms has no index for the lookup, which reads it as a whole");
-    if (!layout->has_order_session)
+    if (!tables->has_order_session)
         puts("unclaimed orders: not found by session (merchant_orders is laid out as in 2022)");
     else
         printf("unclaimed orders: %s\n",
-            layout->orders_indexed
+            tables->orders_indexed
                 ? "found by an index"
                 : "merchant_orders has no index for the lookup; see sql/orders-index.sql");
-    printf("changes: %s\n", layout->tracked ? "detected"
-                                            : "cannot be detected in views and foreign tables; "
-                                              "waiting requests are looked up by time");
+    check_say_changes(tables->tracked);
+    return tables->contracts_indexed;
+}
+
+/* What there is to say of an instance: a bit for its schema's fault, and these. */
+enum {
+    NOTE_CONTRACTS_UNINDEXED = 1 << SCHEMA_FAULTS,
+    NOTE_ORDERS_UNINDEXED = 2 << SCHEMA_FAULTS,
+    NOTE_ORDERS_WITHOUT_SESSION = 4 << SCHEMA_FAULTS,
+};
+
+static int check_notes(const struct instance_schema *schema)
+{
+    const struct layout_tables *tables = &schema->tables;
+    int notes = 1 << schema->fault;
+
+    if (schema->fault != SCHEMA_FINE)
+        return notes;
+    if (!tables->contracts_indexed)
+        notes |= NOTE_CONTRACTS_UNINDEXED;
+    if (!tables->has_order_session)
+        notes |= NOTE_ORDERS_WITHOUT_SESSION;
+    else if (!tables->orders_indexed)
+        notes |= NOTE_ORDERS_UNINDEXED;
+    return notes;
+}
+
+/* A line about the instances that have this note, if there are any: the first few by name. Returns
+ * their number. */
+static size_t check_say_instances(const struct instances *instances, int note, const char *what)
+{
+    const struct instance *instance = NULL;
+    size_t count = 0;
+
+    while ((instance = instances_next(instances, instance))) {
+        if (!(check_notes(instance->schema) & note))
+            continue;
+        if (count == 0)
+            printf("%s:", what);
+        if (++count <= INSTANCES_NAMED)
+            printf(" %s", instance->name.id);
+    }
+    if (count > INSTANCES_NAMED)
+        printf(" and %zu more", count - INSTANCES_NAMED);
+    if (count > 0)
+        putchar('\n');
+    return count;
+}
+
+/* The layout where each instance has a schema of its own. False if one is not served, or lookups
+ * are very slow. */
+static bool check_say_schemas(const struct layout *layout, const struct instances *instances)
+{
+    size_t unserved = 0, slow;
+
+    printf("layout: schema %s, a schema for each instance, %s\n", layout->schema,
+        instances_rule(instances));
+    printf("instances: %zu\n", instances_summary(instances).instances);
+    for (int fault = SCHEMA_FINE + 1; fault < SCHEMA_FAULTS; fault++) {
+        char what[120];
+
+        snprintf(what, sizeof what, "failed: a schema that %s",
+            schema_fault_text((enum schema_fault)fault));
+        unserved += check_say_instances(instances, 1 << fault, what);
+    }
+    slow = check_say_instances(instances, NOTE_CONTRACTS_UNINDEXED,
+        "claimed orders: merchant_contract_terms has no index for the lookup");
+    if (slow == 0)
+        puts("claimed orders: found by an index");
+    check_say_instances(
+        instances, NOTE_ORDERS_WITHOUT_SESSION, "unclaimed orders: not found by session");
+    if (check_say_instances(instances, NOTE_ORDERS_UNINDEXED,
+            "unclaimed orders: merchant_orders has no index for the lookup; see "
+            "sql/orders-index.sql") == 0)
+        puts("unclaimed orders: found by an index");
+    check_say_changes(instances_tracked(instances));
+    return unserved == 0 && slow == 0;
 }
 
 /* Waits for the lookup and continues it. */
@@ -91,15 +178,28 @@ static bool check_connect(struct check *check)
 }
 
 /* Runs a batch with one key, which no shop has. */
-static bool check_ask(struct check *check, enum session_question question)
+static bool check_ask(struct check *check, enum session_question question, const char *instance)
 {
-    const struct session_key key = {"merchant-sessions-check", "https://example.com/", ""};
+    const struct session_key key = {"merchant-sessions-check", "https://example.com/", instance};
     const struct session_key *keys[] = {&key};
     enum lookup_event event = lookup_send(check->lookup, question, keys, 1, clock_now());
 
     while (event == LOOKUP_NOTHING)
         event = check_turn(check);
     return event == LOOKUP_ANSWERED;
+}
+
+/* Where each instance has a schema of its own: one that can be asked; else the instance of the
+ * un-prefixed path. */
+static const char *check_choose_instance(const struct check *check)
+{
+    const struct instances *instances = lookup_instances(check->lookup);
+    const struct instance *instance = NULL;
+
+    while (instances && (instance = instances_next(instances, instance)))
+        if (instance->schema->fault == SCHEMA_FINE)
+            return instance->name.id;
+    return "";
 }
 
 static bool check_changes(struct check *check)
@@ -114,16 +214,19 @@ static bool check_changes(struct check *check)
 /* Does what a worker does: each prepared statement once. */
 static bool check_statements(struct check *check)
 {
-    bool has_instance;
+    const char *instance = check_choose_instance(check);
+    bool has_default;
 
-    if (!check_ask(check, QUESTION_EVERYTHING))
+    if (!check_ask(check, QUESTION_EVERYTHING, ""))
         return false;
-    has_instance = lookup_answers(check->lookup)[0].status != SESSION_NO_INSTANCE;
-    if (!check_ask(check, QUESTION_PAYMENT) || !check_changes(check))
+    has_default = lookup_answers(check->lookup)[0].status != SESSION_NO_INSTANCE;
+    if (!check_ask(check, QUESTION_EVERYTHING, instance) ||
+        lookup_answers(check->lookup)[0].status == SESSION_FAILED ||
+        !check_ask(check, QUESTION_PAYMENT, instance) || !check_changes(check))
         return false;
-    printf("lookup: works%s\n", has_instance ? ""
-                                             : "; no instance admin or default, so only "
-                                               "/instances/ID/sessions/ is served");
+    printf("lookup: works%s\n", has_default ? ""
+                                            : "; no instance admin or default, so only "
+                                              "/instances/ID/sessions/ is served");
     return true;
 }
 
@@ -160,19 +263,21 @@ static void check_say_patches(struct check *check)
 static bool check_database(struct check *check)
 {
     const struct layout *layout = lookup_layout(check->lookup);
+    bool fine;
 
     if (!check_connect(check)) {
         printf("failed: %s\n", lookup_trouble(check->lookup));
         return false;
     }
     check_say_server(lookup_connection(check->lookup));
-    check_say_layout(layout);
+    fine = layout->per_instance ? check_say_schemas(layout, lookup_instances(check->lookup))
+                                : check_say_tables(layout);
     if (!check_statements(check)) {
         printf("failed: looking up a session: %s\n", lookup_trouble(check->lookup));
         return false;
     }
     check_say_patches(check);
-    return layout->contracts_indexed;
+    return fine;
 }
 
 int check_run(const struct options *options)
@@ -185,7 +290,8 @@ int check_run(const struct options *options)
 
     log_mute();
     check_say_options(options);
-    check.lookup = lookup_new(check.epoll_fd, options->database, check.timeout);
+    check.lookup =
+        lookup_new(check.epoll_fd, options->database, options->instance_schema, check.timeout);
     if (check.epoll_fd < 0 || !check.lookup)
         puts("failed: out of memory or descriptors");
     else

@@ -1,7 +1,9 @@
 /* SPDX-License-Identifier: GPL-3.0-or-later */
 #include "layout.h"
 
+#include <inttypes.h>
 #include <stdio.h>
+#include <stdlib.h>
 #include <string.h>
 
 #include "sql.h"
@@ -9,68 +11,81 @@
 /* The columns of sql/layout.sql. */
 enum column { SCHEMA, TABLE, COLUMN, PRESENT, READABLE, INDEXED, TRACKED };
 
-static const char *text(const PGresult *rows, int row, enum column column)
+static const char *layout_text(const PGresult *rows, int row, enum column column)
 {
     return PQgetvalue(rows, row, (int)column);
 }
 
-static bool is_true(const PGresult *rows, int row, enum column column)
+static bool layout_is_true(const PGresult *rows, int row, enum column column)
 {
-    return text(rows, row, column)[0] == 't';
+    return layout_text(rows, row, column)[0] == 't';
 }
 
-static int find_row(const PGresult *rows, const char *table, const char *column)
+static int layout_find_row(const PGresult *rows, const char *table, const char *column)
 {
     for (int row = 0; row < PQntuples(rows); row++)
-        if (strcmp(text(rows, row, TABLE), table) == 0 &&
-            strcmp(text(rows, row, COLUMN), column) == 0)
+        if (strcmp(layout_text(rows, row, TABLE), table) == 0 &&
+            strcmp(layout_text(rows, row, COLUMN), column) == 0)
             return row;
     return -1;
 }
 
-static bool has_column(const PGresult *rows, const char *table, const char *column)
+static bool layout_has_column(const PGresult *rows, const char *table, const char *column)
 {
-    int row = find_row(rows, table, column);
+    int row = layout_find_row(rows, table, column);
 
-    return row >= 0 && is_true(rows, row, PRESENT);
+    return row >= 0 && layout_is_true(rows, row, PRESENT);
 }
 
-static bool is_indexed(const PGresult *rows, const char *table)
+static bool layout_is_indexed(const PGresult *rows, const char *table)
 {
-    int row = find_row(rows, table, "merchant_serial");
+    int row = layout_find_row(rows, table, "merchant_serial");
 
-    return row >= 0 && is_true(rows, row, INDEXED);
+    return row >= 0 && layout_is_true(rows, row, INDEXED);
 }
 
-static bool is_tracked(const PGresult *rows)
+static bool layout_is_tracked(const PGresult *rows)
 {
     for (int row = 0; row < PQntuples(rows); row++)
-        if (!is_true(rows, row, TRACKED))
+        if (!layout_is_true(rows, row, TRACKED))
             return false;
     return true;
 }
 
 /* Whether the lookup reads the column in this row. */
-static bool is_needed(const PGresult *rows, int row, const struct layout *layout)
+static bool layout_is_needed(const PGresult *rows, int row, const struct layout *layout)
 {
-    if (strcmp(text(rows, row, TABLE), "merchant_orders") != 0)
+    if (layout->per_instance)
+        return strcmp(layout_text(rows, row, TABLE), "merchant_instances") == 0;
+    if (strcmp(layout_text(rows, row, TABLE), "merchant_orders") != 0)
         return true;
-    return layout->has_order_session;
+    return layout->tables.has_order_session;
 }
 
-static bool check_row(const PGresult *rows, int row, struct layout *layout)
+static bool layout_check_row(const PGresult *rows, int row, struct layout *layout)
 {
     const char *trouble = NULL;
 
-    if (!is_true(rows, row, PRESENT))
+    if (!layout_is_true(rows, row, PRESENT))
         trouble = "is not there";
-    else if (!is_true(rows, row, READABLE))
+    else if (!layout_is_true(rows, row, READABLE))
         trouble = "may not be read by this role";
     if (!trouble)
         return true;
     snprintf(layout->problem, sizeof layout->problem, "column %s.%s.%s %s", layout->schema,
-        text(rows, row, TABLE), text(rows, row, COLUMN), trouble);
+        layout_text(rows, row, TABLE), layout_text(rows, row, COLUMN), trouble);
     return false;
+}
+
+/* Whether the instances are there, and no column of the contracts is. */
+static bool layout_is_per_instance(const PGresult *rows)
+{
+    for (int row = 0; row < PQntuples(rows); row++)
+        if (strcmp(layout_text(rows, row, TABLE), "merchant_contract_terms") == 0 &&
+            layout_is_true(rows, row, PRESENT))
+            return false;
+    return layout_has_column(rows, "merchant_instances", "merchant_id") &&
+           layout_has_column(rows, "merchant_instances", "merchant_serial");
 }
 
 bool layout_read(const PGresult *rows, struct layout *layout)
@@ -80,27 +95,95 @@ bool layout_read(const PGresult *rows, struct layout *layout)
         snprintf(layout->problem, sizeof layout->problem, "the catalogue did not answer");
         return false;
     }
-    snprintf(layout->schema, sizeof layout->schema, "%s", text(rows, 0, SCHEMA));
-    layout->has_order_session = has_column(rows, "merchant_orders", "session_id") &&
-                                has_column(rows, "merchant_orders", "fulfillment_url");
-    layout->contracts_indexed = is_indexed(rows, "merchant_contract_terms");
-    layout->orders_indexed = is_indexed(rows, "merchant_orders");
-    layout->tracked = is_tracked(rows);
+    snprintf(layout->schema, sizeof layout->schema, "%s", layout_text(rows, 0, SCHEMA));
+    layout->tables.has_order_session =
+        layout_has_column(rows, "merchant_orders", "session_id") &&
+        layout_has_column(rows, "merchant_orders", "fulfillment_url");
+    layout->tables.has_serial = true;
+    layout->tables.contracts_indexed = layout_is_indexed(rows, "merchant_contract_terms");
+    layout->tables.orders_indexed = layout_is_indexed(rows, "merchant_orders");
+    layout->tables.tracked = layout_is_tracked(rows);
+    layout->per_instance = layout_is_per_instance(rows);
     /* Without the table itself this is a layout that we do not know, and must not guess about. */
-    if (!has_column(rows, "merchant_orders", "order_id")) {
+    if (!layout->per_instance && !layout_has_column(rows, "merchant_orders", "order_id")) {
         snprintf(layout->problem, sizeof layout->problem,
             "column %s.merchant_orders.order_id is not there", layout->schema);
         return false;
     }
     for (int row = 0; row < PQntuples(rows); row++)
-        if (is_needed(rows, row, layout) && !check_row(rows, row, layout))
+        if (layout_is_needed(rows, row, layout) && !layout_check_row(rows, row, layout))
             return false;
     return true;
 }
 
-const char *layout_lookup(const struct layout *layout)
+const char *layout_lookup(const struct layout_tables *tables)
 {
-    if (!layout->has_order_session)
+    if (!tables->has_order_session)
         return sql_lookup_contracts;
-    return layout->orders_indexed ? sql_lookup : sql_lookup_unindexed;
+    return tables->orders_indexed ? sql_lookup : sql_lookup_unindexed;
+}
+
+/* The marks in the texts of statements: comments, so that the texts are valid as they are. The text
+ * from a mark to the end mark is about one thing, and may be left out. */
+#define MARK_SCHEMA    "/*schema*/"
+#define MARK_SERIAL    "/*serial*/"
+#define MARK_INSTANCES "/*instances*/"
+#define MARK_END       "/*end*/"
+
+static bool layout_has_mark(const char *text, const char *mark)
+{
+    return strncmp(text, mark, strlen(mark)) == 0;
+}
+
+/* What follows the text that a mark begins. */
+static const char *layout_after_mark(const char *text)
+{
+    const char *end = strstr(text, MARK_END);
+
+    return end ? end + strlen(MARK_END) : "";
+}
+
+/* Writes what the head of the text becomes, and returns the rest of it. */
+static const char *layout_write_head(FILE *to, const char *text, const struct layout_tables *tables,
+    const char *quoted, int64_t serial)
+{
+    if (layout_has_mark(text, MARK_SCHEMA)) {
+        fprintf(to, "%s.", quoted);
+        return text + strlen(MARK_SCHEMA);
+    }
+    if (layout_has_mark(text, MARK_INSTANCES)) {
+        if (tables->has_serial)
+            fprintf(to, "CROSS JOIN (SELECT %" PRId64 "::bigint AS merchant_serial) i", serial);
+        return layout_after_mark(text);
+    }
+    if (layout_has_mark(text, MARK_SERIAL) && !tables->has_serial)
+        return layout_after_mark(text);
+    putc(*text, to);
+    return text + 1;
+}
+
+char *layout_make_statement(enum session_question question, const struct layout_tables *tables,
+    const char *quoted, int64_t serial)
+{
+    const char *text = question == QUESTION_PAYMENT ? sql_poll : layout_lookup(tables);
+    char *made = NULL;
+    size_t size;
+    FILE *to = open_memstream(&made, &size);
+    bool failed;
+
+    if (!to)
+        return NULL;
+    while (*text)
+        text = layout_write_head(to, text, tables, quoted, serial);
+    failed = ferror(to);
+    if (fclose(to) == 0 && !failed)
+        return made;
+    free(made);
+    return NULL;
+}
+
+bool layout_same_statements(const struct layout_tables *a, const struct layout_tables *b)
+{
+    return a->has_order_session == b->has_order_session && a->has_serial == b->has_serial &&
+           a->orders_indexed == b->orders_indexed;
 }

@@ -4,22 +4,43 @@
 
 #include <libpq-fe.h>
 #include <stdbool.h>
+#include <stdint.h>
 
-/* How a merchant database is laid out, as sql/layout.sql found it. */
-struct layout {
-    char schema[64];        /* where the tables are */
+#include "session.h"
+
+/* What a statement has to know of merchant_contract_terms and merchant_orders. */
+struct layout_tables {
     bool has_order_session; /* merchant_orders tells the session of unclaimed orders */
+    bool has_serial;        /* they have merchant_serial */
     bool contracts_indexed; /* an index serves the lookup in merchant_contract_terms */
     bool orders_indexed;    /* likewise in merchant_orders */
     bool tracked;           /* sql/changes.sql notices all changes of the tables */
-    char problem[200];      /* why sessions can't be looked up: which table or column */
+};
+
+/* How a merchant database is laid out, as sql/layout.sql found it. */
+struct layout {
+    char schema[64];             /* where the tables are */
+    bool per_instance;           /* only the instances are there: each has a schema of its own */
+    struct layout_tables tables; /* where all instances share them */
+    char problem[200];           /* why sessions can't be looked up: which table or column */
 };
 
 /* Fills in the layout from the rows of sql/layout.sql. False if sessions can't be looked up in this
  * database, with the problem said. */
 bool layout_read(const PGresult *rows, struct layout *layout);
 
-/* The text of the lookup statement for this layout. */
-const char *layout_lookup(const struct layout *layout);
+/* The text of the statement that asks everything, for these tables. */
+const char *layout_lookup(const struct layout_tables *tables);
+
+/*
+ * Makes the text of a question's statement for the tables in the schema of one instance: with the
+ * schema's quoted name, as PQescapeIdentifier() makes it, and with the instance's serial if they
+ * have one. The caller frees the result; NULL if out of memory.
+ */
+char *layout_make_statement(enum session_question question, const struct layout_tables *tables,
+    const char *quoted, int64_t serial);
+
+/* Whether the statements for both are the same, for the same schema and serial. */
+bool layout_same_statements(const struct layout_tables *a, const struct layout_tables *b);
 
 #endif

@@ -1,7 +1,6 @@
 /* SPDX-License-Identifier: GPL-3.0-or-later */
 #include "lookup.h"
 
-#include <arpa/inet.h>
 #include <errno.h>
 #include <libpq-fe.h>
 #include <stdarg.h>
@@ -11,11 +10,14 @@
 #include <sys/epoll.h>
 #include <sys/random.h>
 
+#include "batch.h"
 #include "conninfo.h"
+#include "instances.h"
 #include "layout.h"
 #include "log.h"
+#include "pipeline.h"
 #include "sql.h"
-#include "textarray.h"
+#include "sqlstate.h"
 
 /* Pauses between attempts to connect double from the first to the last. The last is short: requests
  * are to be served within a second of the database's return. */
@@ -23,16 +25,27 @@
 #define PAUSE_MAX (500 * USEC_PER_MS)
 /* A connection that lasted this long worked: its end is a new event. */
 #define PROVEN_AGE (10 * USEC_PER_SEC)
-/* Parameters of a batch: instances, URLs, sessions. */
-#define PARAMS 3
+/* Where each instance has a schema of its own, the list of instances is read again when it may be
+ * out of date, but not before this time, nor before so many times what reading it took, within the
+ * longest pause: a new instance has to be served, and a deleted one to be unknown, in ten seconds.
+ */
+#define INSTANCES_PAUSE      (2 * USEC_PER_SEC)
+#define INSTANCES_PAUSE_MAX  (8 * USEC_PER_SEC)
+#define INSTANCES_TIMES_TOOK 50
+/* Divisor of --db-timeout: how long the list may take to be read again. */
+#define INSTANCES_SHARE 2
+/* How many schemas that cannot be asked are logged by name when the list was read. */
+#define FAULTS_LOGGED 10
 
 enum lookup_state {
     LOOKUP_PAUSED,     /* no connection; the next attempt is due */
     LOOKUP_CONNECTING, /* PQconnectPoll() */
     LOOKUP_LAYOUT,     /* sql/layout.sql is under way */
     LOOKUP_SESSION,    /* sql/session.sql is under way */
+    LOOKUP_INSTANCES,  /* sql/instances.sql is under way for the first time */
     LOOKUP_PREPARING,  /* the statement number `prepared` is being prepared */
     LOOKUP_READY,      /* nothing is under way */
+    LOOKUP_REREADING,  /* sql/instances.sql is under way again; a batch or a check follows */
     LOOKUP_ASKING,     /* a batch is under way */
     LOOKUP_CHECKING,   /* a check for changes is under way */
 };
@@ -63,21 +76,41 @@ struct lookup {
     int prepared;        /* statements prepared */
     char trouble[300];   /* the last one that was logged: repetitions are not logged */
     bool told_connected; /* likewise */
-    struct text_array params[PARAMS];
+    struct batch_params params;
     enum session_question question; /* of the batch */
     size_t count;                   /* keys in it */
     struct session_answer answers[SESSION_BATCH_MAX];
     uint64_t version;
     usec_t version_at;    /* when it was counted up */
-    PGresult *version_as; /* the text that the last check returned; NULL: unknown */
+    usec_t checked_at;    /* when the last check was done */
+    PGresult *version_as; /* the text that it returned; NULL: unknown */
+
+    /* Where each instance has a schema of its own: */
+    struct instances *instances;
+    usec_t instances_due;      /* when they may be read again */
+    usec_t instances_begun;    /* when reading them began */
+    bool instances_doubtful;   /* the database has changed since they were read */
+    bool instances_told;       /* that they could not be read again */
+    enum lookup_state follows; /* after LOOKUP_REREADING: LOOKUP_ASKING or LOOKUP_CHECKING */
+    struct pipeline *pipeline; /* runs the batch */
+    const struct session_key *keys[SESSION_BATCH_MAX]; /* of the batch */
 };
 
-struct lookup *lookup_new(int epoll_fd, const char *conninfo, usec_t timeout)
+struct lookup *lookup_new(
+    int epoll_fd, const char *conninfo, const char *instance_schema, usec_t timeout)
 {
     struct lookup *lookup = calloc(1, sizeof *lookup);
 
     if (!lookup)
         return NULL;
+    lookup->instances = instances_new(instance_schema);
+    lookup->pipeline = pipeline_new(lookup->instances);
+    if (!lookup->instances || !lookup->pipeline) {
+        pipeline_free(lookup->pipeline);
+        instances_free(lookup->instances);
+        free(lookup);
+        return NULL;
+    }
     lookup->epoll_fd = epoll_fd;
     lookup->conninfo = conninfo;
     lookup->timeout = timeout;
@@ -95,6 +128,8 @@ static void lookup_forget_result(struct lookup *lookup)
 static void lookup_disconnect(struct lookup *lookup)
 {
     lookup_forget_result(lookup);
+    pipeline_forget(lookup->pipeline);
+    instances_disconnected(lookup->instances);
     PQclear(lookup->version_as);
     lookup->version_as = NULL;
     PQfinish(lookup->connection);
@@ -107,9 +142,10 @@ static void lookup_disconnect(struct lookup *lookup)
 void lookup_free(struct lookup *lookup)
 {
     lookup_disconnect(lookup);
-    for (int i = 0; i < PARAMS; i++)
-        text_array_free(&lookup->params[i]);
+    batch_params_free(&lookup->params);
     conninfo_free_hosts(&lookup->hosts);
+    pipeline_free(lookup->pipeline);
+    instances_free(lookup->instances);
     free(lookup);
 }
 
@@ -155,7 +191,7 @@ static usec_t lookup_next_pause(struct lookup *lookup)
 static enum lookup_event __attribute__((format(printf, 3, 4)))
 lookup_give_up(struct lookup *lookup, usec_t now, const char *format, ...)
 {
-    bool waiting = lookup->state == LOOKUP_ASKING || lookup->state == LOOKUP_CHECKING;
+    bool waiting = lookup->state > LOOKUP_READY;
     char trouble[sizeof lookup->trouble];
     va_list args;
 
@@ -184,36 +220,25 @@ static enum lookup_event lookup_give_up_connection(struct lookup *lookup, usec_t
     return lookup_give_up(lookup, now, "%.*s", length, message);
 }
 
-/* Messages of these classes are about objects and the server, not about the values in a statement,
- * which must not get into the log (PostgreSQL manual, appendix A). */
-static bool lookup_may_be_told(const char *sqlstate)
-{
-    static const char classes[][3] = {"08", "28", "3D", "3F", "42", "53", "57", "58", "XX"};
-
-    for (size_t i = 0; i < sizeof classes / sizeof classes[0]; i++)
-        if (strncmp(sqlstate, classes[i], 2) == 0)
-            return true;
-    return false;
-}
-
 static enum lookup_event lookup_give_up_statement(struct lookup *lookup, usec_t now)
 {
-    const char *sqlstate = PQresultErrorField(lookup->result, PG_DIAG_SQLSTATE);
-    const char *message = PQresultErrorField(lookup->result, PG_DIAG_MESSAGE_PRIMARY);
+    char trouble[sizeof lookup->trouble];
 
-    if (!sqlstate || !message)
+    if (!sqlstate_describe(lookup->result, trouble, sizeof trouble))
         return lookup_give_up_connection(lookup, now);
-    return lookup_give_up(lookup, now, "%s (SQLSTATE %s)",
-        lookup_may_be_told(sqlstate) ? message : "a statement failed", sqlstate);
+    return lookup_give_up(lookup, now, "%s", trouble);
 }
 
 /* The server does not answer: the next attempt leaves this host out, if there are others. */
 static enum lookup_event lookup_give_up_silent(struct lookup *lookup, usec_t now)
 {
     struct conninfo_hosts others = conninfo_other_hosts(lookup->connection);
-    enum lookup_event event =
-        lookup_give_up(lookup, now, "no answer within %d ms", (int)(lookup->timeout / USEC_PER_MS));
+    enum lookup_event event;
 
+    if (lookup->state == LOOKUP_ASKING && lookup->layout.per_instance)
+        pipeline_blame(lookup->pipeline, now);
+    event =
+        lookup_give_up(lookup, now, "no answer within %d ms", (int)(lookup->timeout / USEC_PER_MS));
     lookup->hosts = others;
     return event;
 }
@@ -330,87 +355,99 @@ static enum lookup_event lookup_continue_connecting(struct lookup *lookup, usec_
 static enum lookup_event lookup_use_layout(struct lookup *lookup, usec_t now)
 {
     struct layout *layout = &lookup->layout;
-    char timeout[24];
-    const char *values[] = {layout->schema, timeout};
+    int ms = (int)(lookup->timeout / USEC_PER_MS);
+    char statement_timeout[24], lock_timeout[24];
+    const char *values[] = {layout->schema, statement_timeout, lock_timeout};
 
     if (!layout_read(lookup->result, layout))
         return lookup_give_up(lookup, now, "%s", layout->problem);
-    snprintf(timeout, sizeof timeout, "%d", (int)(lookup->timeout / USEC_PER_MS));
+    /* No schema may hold up the others for long. */
+    snprintf(statement_timeout, sizeof statement_timeout, "%d",
+        layout->per_instance ? ms / PIPELINE_STATEMENT_SHARE : ms);
+    snprintf(lock_timeout, sizeof lock_timeout, "%d",
+        layout->per_instance ? ms / PIPELINE_LOCK_SHARE + 1 : 0);
     return lookup_begin(lookup, LOOKUP_SESSION,
-        PQsendQueryParams(lookup->connection, sql_session, 2, NULL, values, NULL, NULL, 0), now);
+        PQsendQueryParams(lookup->connection, sql_session, 3, NULL, values, NULL, NULL, 0), now);
 }
 
-static void lookup_log_connected(struct lookup *lookup)
+/* Logs which schemas cannot be asked, once each. */
+static void lookup_log_faults(struct lookup *lookup)
 {
-    const struct layout *layout = &lookup->layout;
+    struct instance_schema *schema = NULL;
+    size_t logged = 0;
 
-    if (lookup->told_connected)
-        return;
-    lookup->told_connected = true;
-    log_info("database: connected, schema %s, unclaimed orders %s", layout->schema,
-        layout->has_order_session ? "can be found" : "can't be found by session (layout of 2022)");
-    if (!layout->contracts_indexed)
+    while ((schema = instances_next_schema(lookup->instances, schema))) {
+        bool news = schema->used && schema->fault != schema->told_fault;
+
+        if (!news)
+            continue;
+        schema->told_fault = schema->fault;
+        if (schema->fault == SCHEMA_FINE || ++logged <= FAULTS_LOGGED)
+            log_write(schema->fault == SCHEMA_FINE ? LOG_INFO : LOG_WARNING,
+                "database: an instance has a schema that %s: \"%s\"",
+                schema_fault_text(schema->fault), schema_printed_name(schema));
+    }
+    if (logged > FAULTS_LOGGED)
+        log_warning(
+            "database: %zu more schemas cannot be asked; see --check", logged - FAULTS_LOGGED);
+}
+
+static void lookup_log_instances(const struct lookup *lookup)
+{
+    struct instances_summary found = instances_summary(lookup->instances);
+
+    log_info("database: connected, a schema for each instance (%s), %zu instances",
+        instances_rule(lookup->instances), found.instances);
+    if (found.contracts_unindexed > 0)
+        log_warning("database: merchant_contract_terms has no index for the lookup in %zu schemas, "
+                    "which is slow",
+            found.contracts_unindexed);
+    if (found.orders_unindexed > 0)
+        log_info("database: merchant_orders has no index for the lookup in %zu schemas, which is "
+                 "slow; see sql/orders-index.sql",
+            found.orders_unindexed);
+}
+
+static void lookup_log_tables(const struct lookup *lookup)
+{
+    const struct layout_tables *tables = &lookup->layout.tables;
+
+    log_info("database: connected, schema %s, unclaimed orders %s", lookup->layout.schema,
+        tables->has_order_session ? "can be found" : "can't be found by session (layout of 2022)");
+    if (!tables->contracts_indexed)
         log_warning("database: merchant_contract_terms has no index for the lookup, which is slow");
-    if (layout->has_order_session && !layout->orders_indexed)
+    if (tables->has_order_session && !tables->orders_indexed)
         log_info("database: merchant_orders has no index for the lookup, which is slow; see "
                  "sql/orders-index.sql");
 }
 
-static int64_t lookup_int8(const char *at)
+static void lookup_log_connected(struct lookup *lookup)
 {
-    uint32_t high, low;
-
-    memcpy(&high, at, 4);
-    memcpy(&low, at + 4, 4);
-    return (int64_t)((uint64_t)ntohl(high) << 32 | ntohl(low));
+    if (lookup->told_connected)
+        return;
+    lookup->told_connected = true;
+    if (lookup->layout.per_instance)
+        lookup_log_instances(lookup);
+    else
+        lookup_log_tables(lookup);
 }
 
-/* The columns of sql/keys.sql. */
-enum column { N, PAID, ORDER_ID, CONTRACT, COLUMNS };
-
-/* The answer that a row is about, NULL if it is not about any. */
-static struct session_answer *lookup_find_answer(struct lookup *lookup, int row)
+static enum lookup_event lookup_end_batch(struct lookup *lookup)
 {
-    const PGresult *rows = lookup->result;
-    int64_t n = PQgetlength(rows, row, N) == 8 ? lookup_int8(PQgetvalue(rows, row, N)) : 0;
-
-    return n >= 1 && (size_t)n <= lookup->count ? &lookup->answers[n - 1] : NULL;
-}
-
-static bool lookup_read_row(struct lookup *lookup, int row)
-{
-    const PGresult *rows = lookup->result;
-    struct session_answer *answer = lookup_find_answer(lookup, row);
-
-    if (!answer || PQgetlength(rows, row, PAID) != 1 || PQgetlength(rows, row, CONTRACT) != 1)
-        return false;
-    *answer = (struct session_answer){.status = SESSION_UNKNOWN};
-    if (PQgetisnull(rows, row, ORDER_ID))
-        return true;
-    answer->order_id = PQgetvalue(rows, row, ORDER_ID);
-    answer->status = *PQgetvalue(rows, row, PAID) != 0 ? SESSION_PAID : SESSION_UNPAID;
-    answer->claimed = answer->status == SESSION_UNPAID && *PQgetvalue(rows, row, CONTRACT) != 0;
-    return true;
-}
-
-/* What holds for a key without a row. */
-static enum session_status lookup_default(enum session_question question)
-{
-    return question == QUESTION_EVERYTHING ? SESSION_NO_INSTANCE : SESSION_UNKNOWN;
+    lookup_enter(lookup, LOOKUP_READY, USEC_NEVER);
+    return LOOKUP_ANSWERED;
 }
 
 static enum lookup_event lookup_read_batch(struct lookup *lookup, usec_t now)
 {
-    if (PQnfields(lookup->result) != COLUMNS)
-        return lookup_give_up(lookup, now, "the lookup returned rows of another shape");
-    for (size_t i = 0; i < lookup->count; i++)
-        lookup->answers[i] = (struct session_answer){.status = lookup_default(lookup->question)};
-    for (int row = 0; row < PQntuples(lookup->result); row++)
-        if (!lookup_read_row(lookup, row))
-            return lookup_give_up(lookup, now, "the lookup returned a row that was not asked for");
+    bool everything = lookup->question == QUESTION_EVERYTHING;
+    enum batch_result result = batch_read(lookup->result, lookup->answers, NULL, lookup->count,
+        everything ? SESSION_NO_INSTANCE : SESSION_UNKNOWN);
+
+    if (result != BATCH_READ)
+        return lookup_give_up(lookup, now, "%s", batch_trouble(result));
     lookup->served = true;
-    lookup_enter(lookup, LOOKUP_READY, USEC_NEVER);
-    return LOOKUP_ANSWERED;
+    return lookup_end_batch(lookup);
 }
 
 /* Whether the database may have changed since the last check. */
@@ -418,7 +455,8 @@ static bool lookup_has_changed(const struct lookup *lookup, usec_t now)
 {
     if (!lookup->version_as)
         return true;
-    if (!lookup->layout.tracked)
+    if (!lookup->layout.tables.tracked ||
+        (lookup->layout.per_instance && !instances_tracked(lookup->instances)))
         return now - lookup->version_at >= LOOKUP_UNTRACKED_INTERVAL;
     return strcmp(PQgetvalue(lookup->result, 0, 0), PQgetvalue(lookup->version_as, 0, 0)) != 0;
 }
@@ -430,7 +468,9 @@ static enum lookup_event lookup_read_check(struct lookup *lookup, usec_t now)
     if (lookup_has_changed(lookup, now)) {
         lookup->version++;
         lookup->version_at = now;
+        lookup->instances_doubtful = true;
     }
+    lookup->checked_at = now;
     PQclear(lookup->version_as);
     lookup->version_as = lookup->result;
     lookup->result = NULL;
@@ -442,7 +482,7 @@ static const char *lookup_text(const struct lookup *lookup, int statement)
 {
     switch (statement) {
     case QUESTION_EVERYTHING:
-        return layout_lookup(&lookup->layout);
+        return layout_lookup(&lookup->layout.tables);
     case QUESTION_PAYMENT:
         return sql_poll;
     default:
@@ -471,6 +511,153 @@ static enum lookup_event lookup_use_prepared(struct lookup *lookup, usec_t now)
     return LOOKUP_NOTHING;
 }
 
+/* ---- Where each instance has a schema of its own ---- */
+
+/* Reads the list of instances, in a transaction that may take longer than a schema may. */
+static enum lookup_event lookup_read_instances(
+    struct lookup *lookup, enum lookup_state state, usec_t now)
+{
+    int ms = (int)(lookup->timeout / USEC_PER_MS);
+    int limit = state == LOOKUP_REREADING ? ms / INSTANCES_SHARE : ms;
+    char sql[sizeof sql_instances + 80];
+
+    snprintf(sql, sizeof sql, "SELECT set_config('statement_timeout', '%d', true);%s", limit,
+        sql_instances);
+    lookup->instances_begun = now;
+    lookup->instances_doubtful = false;
+    return lookup_begin(lookup, state, PQsendQuery(lookup->connection, sql), now);
+}
+
+/* The list has been read, or not. */
+static void lookup_pause_instances(struct lookup *lookup, usec_t now)
+{
+    usec_t pause = (now - lookup->instances_begun) * INSTANCES_TIMES_TOOK;
+
+    lookup->instances_due = now + usec_min(usec_max(pause, INSTANCES_PAUSE), INSTANCES_PAUSE_MAX);
+}
+
+/* Takes the list of instances over. False if none can be served. */
+static bool lookup_use_instances(struct lookup *lookup, usec_t now)
+{
+    PGresult *rows = lookup->result;
+    bool gone;
+
+    lookup->result = NULL;
+    lookup_pause_instances(lookup, now);
+    if (!instances_read(lookup->instances, rows, &gone))
+        return false;
+    /* Who waits for an instance that has gone has to be asked about once more. */
+    if (gone)
+        lookup->version++;
+    lookup->instances_told = false;
+    lookup_log_faults(lookup);
+    return true;
+}
+
+static enum lookup_event lookup_use_first_instances(struct lookup *lookup, usec_t now)
+{
+    if (!lookup_use_instances(lookup, now))
+        return lookup_give_up(lookup, now, "%s", instances_problem(lookup->instances));
+    /* The others are prepared for each schema, when it is first asked. */
+    lookup->prepared = STATEMENT_CHANGES;
+    return lookup_prepare(lookup, now);
+}
+
+/* Whether the list has to be read before a batch or a check: the database has changed since then,
+ * or nobody has checked. */
+static bool lookup_rereads_instances(const struct lookup *lookup, usec_t now)
+{
+    return lookup->layout.per_instance && now >= lookup->instances_due &&
+           (lookup->instances_doubtful || now - lookup->checked_at >= INSTANCES_PAUSE);
+}
+
+/* What the pipeline has done, and what follows. */
+static enum lookup_event lookup_use_pipeline(
+    struct lookup *lookup, enum pipeline_result result, usec_t now)
+{
+    switch (result) {
+    case PIPELINE_BUSY:
+        return LOOKUP_NOTHING;
+    case PIPELINE_DONE:
+        return lookup_end_batch(lookup);
+    case PIPELINE_NO_MEMORY:
+        return lookup_give_up(lookup, now, "out of memory");
+    case PIPELINE_BROKEN:
+        break;
+    }
+    return lookup_give_up_connection(lookup, now);
+}
+
+static enum lookup_event lookup_send_pipeline(struct lookup *lookup, usec_t now)
+{
+    enum pipeline_result result;
+
+    lookup_enter(lookup, LOOKUP_ASKING, now + lookup->timeout);
+    result = pipeline_send(lookup->pipeline, lookup->connection, lookup->question, lookup->keys,
+        lookup->count, lookup->answers, now);
+    if (result == PIPELINE_BUSY && !lookup_flush(lookup))
+        result = PIPELINE_BROKEN;
+    return lookup_use_pipeline(lookup, result, now);
+}
+
+static enum lookup_event lookup_continue_pipeline(struct lookup *lookup, usec_t now)
+{
+    enum pipeline_result result = PIPELINE_BROKEN;
+
+    if (PQconsumeInput(lookup->connection) && lookup_flush(lookup))
+        result = pipeline_receive(lookup->pipeline, now);
+    lookup->served |= result == PIPELINE_DONE;
+    return lookup_use_pipeline(lookup, result, now);
+}
+
+static enum lookup_event lookup_send_check(struct lookup *lookup, usec_t now)
+{
+    return lookup_begin(lookup, LOOKUP_CHECKING,
+        PQsendQueryPrepared(
+            lookup->connection, lookup_names[STATEMENT_CHANGES], 0, NULL, NULL, NULL, 0),
+        now);
+}
+
+/* What the list was read for. */
+static enum lookup_event lookup_send_following(struct lookup *lookup, usec_t now)
+{
+    return lookup->follows == LOOKUP_CHECKING ? lookup_send_check(lookup, now)
+                                              : lookup_send_pipeline(lookup, now);
+}
+
+static enum lookup_event lookup_use_new_instances(struct lookup *lookup, usec_t now)
+{
+    if (!lookup_use_instances(lookup, now))
+        return lookup_give_up(lookup, now, "%s", instances_problem(lookup->instances));
+    return lookup_send_following(lookup, now);
+}
+
+/* The list could not be read again: the one before serves for another while. */
+static enum lookup_event lookup_keep_instances(struct lookup *lookup, usec_t now)
+{
+    char why[sizeof lookup->trouble];
+
+    if (!sqlstate_describe(lookup->result, why, sizeof why) ||
+        sqlstate_of(lookup->result) == SQLSTATE_SHUTDOWN)
+        return lookup_give_up_statement(lookup, now);
+    log_write(lookup->instances_told ? LOG_DEBUG : LOG_WARNING,
+        "database: the list of instances cannot be read again: %s; trying again", why);
+    lookup->instances_told = true;
+    lookup->instances_doubtful = true;
+    lookup_pause_instances(lookup, now);
+    return lookup_send_following(lookup, now);
+}
+
+static enum lookup_event lookup_use_session(struct lookup *lookup, usec_t now)
+{
+    lookup->prepared = 0;
+    if (!lookup->layout.per_instance)
+        return lookup_prepare(lookup, now);
+    return lookup_read_instances(lookup, LOOKUP_INSTANCES, now);
+}
+
+/* ---- Steps ---- */
+
 /* The statement under way has succeeded. */
 static enum lookup_event lookup_advance(struct lookup *lookup, usec_t now)
 {
@@ -478,8 +665,11 @@ static enum lookup_event lookup_advance(struct lookup *lookup, usec_t now)
     case LOOKUP_LAYOUT:
         return lookup_use_layout(lookup, now);
     case LOOKUP_SESSION:
-        lookup->prepared = 0;
-        return lookup_prepare(lookup, now);
+        return lookup_use_session(lookup, now);
+    case LOOKUP_INSTANCES:
+        return lookup_use_first_instances(lookup, now);
+    case LOOKUP_REREADING:
+        return lookup_use_new_instances(lookup, now);
     case LOOKUP_PREPARING:
         return lookup_use_prepared(lookup, now);
     case LOOKUP_ASKING:
@@ -498,12 +688,15 @@ static enum lookup_event lookup_continue_statement(struct lookup *lookup, usec_t
 {
     bool complete;
 
+    if (lookup->state == LOOKUP_ASKING && lookup->layout.per_instance)
+        return lookup_continue_pipeline(lookup, now);
     if (!lookup_receive(lookup, &complete) || PQstatus(lookup->connection) == CONNECTION_BAD)
         return lookup_give_up_statement(lookup, now);
     if (!complete || lookup->state == LOOKUP_READY)
         return LOOKUP_NOTHING;
     if (!lookup_succeeded(lookup))
-        return lookup_give_up_statement(lookup, now);
+        return lookup->state == LOOKUP_REREADING ? lookup_keep_instances(lookup, now)
+                                                 : lookup_give_up_statement(lookup, now);
     return lookup_advance(lookup, now);
 }
 
@@ -539,38 +732,39 @@ bool lookup_away(const struct lookup *lookup)
 static bool lookup_put_keys(
     struct lookup *lookup, const struct session_key *const keys[], size_t count)
 {
-    struct text_array *params = lookup->params;
+    batch_params_start(&lookup->params, count);
+    for (size_t i = 0; i < count; i++)
+        batch_params_add(&lookup->params, keys[i]);
+    return batch_params_finish(&lookup->params);
+}
 
-    for (int i = 0; i < PARAMS; i++)
-        text_array_start(&params[i], count);
-    for (size_t i = 0; i < count; i++) {
-        text_array_add(&params[0], keys[i]->instance);
-        text_array_add(&params[1], keys[i]->url);
-        text_array_add(&params[2], keys[i]->session);
-    }
-    return !params[0].failed && !params[1].failed && !params[2].failed;
+/* A batch where all instances share the tables. */
+static enum lookup_event lookup_send_statement(
+    struct lookup *lookup, const struct session_key *const keys[], usec_t now)
+{
+    const struct batch_params *params = &lookup->params;
+
+    lookup_enter(lookup, LOOKUP_ASKING, now + lookup->timeout);
+    if (!lookup_put_keys(lookup, keys, lookup->count))
+        return lookup_give_up(lookup, now, "out of memory");
+    return lookup_begin(lookup, LOOKUP_ASKING,
+        PQsendQueryPrepared(lookup->connection, lookup_names[lookup->question], BATCH_PARAMS,
+            params->values, params->lengths, params->formats, 1),
+        now);
 }
 
 enum lookup_event lookup_send(struct lookup *lookup, enum session_question question,
     const struct session_key *const keys[], size_t count, usec_t now)
 {
-    static const int formats[PARAMS] = {1, 1, 1};
-    const char *values[PARAMS];
-    int lengths[PARAMS];
-
     lookup->question = question;
     lookup->count = count;
-    lookup_enter(lookup, LOOKUP_ASKING, now + lookup->timeout);
-    if (!lookup_put_keys(lookup, keys, count))
-        return lookup_give_up(lookup, now, "out of memory");
-    for (int i = 0; i < PARAMS; i++) {
-        values[i] = lookup->params[i].at;
-        lengths[i] = (int)lookup->params[i].length;
-    }
-    return lookup_begin(lookup, LOOKUP_ASKING,
-        PQsendQueryPrepared(
-            lookup->connection, lookup_names[question], PARAMS, values, lengths, formats, 1),
-        now);
+    if (!lookup->layout.per_instance)
+        return lookup_send_statement(lookup, keys, now);
+    memcpy(lookup->keys, keys, count * sizeof *keys);
+    lookup->follows = LOOKUP_ASKING;
+    return lookup_rereads_instances(lookup, now)
+               ? lookup_read_instances(lookup, LOOKUP_REREADING, now)
+               : lookup_send_pipeline(lookup, now);
 }
 
 const struct session_answer *lookup_answers(const struct lookup *lookup)
@@ -580,10 +774,10 @@ const struct session_answer *lookup_answers(const struct lookup *lookup)
 
 enum lookup_event lookup_check_changes(struct lookup *lookup, usec_t now)
 {
-    return lookup_begin(lookup, LOOKUP_CHECKING,
-        PQsendQueryPrepared(
-            lookup->connection, lookup_names[STATEMENT_CHANGES], 0, NULL, NULL, NULL, 0),
-        now);
+    lookup->follows = LOOKUP_CHECKING;
+    return lookup_rereads_instances(lookup, now)
+               ? lookup_read_instances(lookup, LOOKUP_REREADING, now)
+               : lookup_send_check(lookup, now);
 }
 
 uint64_t lookup_version(const struct lookup *lookup)
@@ -594,6 +788,11 @@ uint64_t lookup_version(const struct lookup *lookup)
 const char *lookup_trouble(const struct lookup *lookup)
 {
     return lookup->trouble;
+}
+
+const struct instances *lookup_instances(const struct lookup *lookup)
+{
+    return lookup->instances;
 }
 
 const struct layout *lookup_layout(const struct lookup *lookup)

@@ -15,6 +15,7 @@
  * here blocks, except that libpq itself resolves host names (hostaddr= avoids that).
  */
 struct lookup;
+struct instances;
 struct layout;
 
 /* Where changes cannot be detected, lookup_version() counts on at this interval. */
@@ -30,11 +31,13 @@ enum lookup_event {
 
 /*
  * Creates a lookup, which connects at the first lookup_step(). conninfo is libpq's connection
- * string or URI, NULL for its environment variables; it is not copied. timeout bounds each step of
- * connecting, each batch and each check. The connection's descriptor is put into the epoll instance
- * with data.ptr = the lookup. NULL if out of memory.
+ * string or URI, NULL for its environment variables. instance_schema is the pattern of the names of
+ * instances' schemas, NULL if they explain themselves. Neither is copied. timeout bounds each step
+ * of connecting, each batch and each check. The connection's descriptor is put into the epoll
+ * instance with data.ptr = the lookup. NULL if out of memory.
  */
-struct lookup *lookup_new(int epoll_fd, const char *conninfo, usec_t timeout);
+struct lookup *lookup_new(
+    int epoll_fd, const char *conninfo, const char *instance_schema, usec_t timeout);
 
 /* Closes the connection and frees everything. */
 void lookup_free(struct lookup *lookup);
@@ -52,8 +55,9 @@ bool lookup_ready(const struct lookup *lookup);
 /* Whether there is no working connection. */
 bool lookup_away(const struct lookup *lookup);
 
-/* Sends a batch of 1 to SESSION_BATCH_MAX keys, which are copied; lookup_ready() was true.
- * LOOKUP_NOTHING, or LOOKUP_FAILED. */
+/* Sends a batch of 1 to SESSION_BATCH_MAX keys, which live until the batch has its answers or has
+ * failed; lookup_ready() was true. LOOKUP_NOTHING, LOOKUP_FAILED, or LOOKUP_ANSWERED if the
+ * database does not have to be asked. */
 enum lookup_event lookup_send(struct lookup *lookup, enum session_question question,
     const struct session_key *const keys[], size_t count, usec_t now);
 
@@ -80,6 +84,9 @@ const char *lookup_trouble(const struct lookup *lookup);
 
 /* For --check. What was found of the tables; true of them if not lookup_away(). */
 const struct layout *lookup_layout(const struct lookup *lookup);
+
+/* For --check. The instances and their schemas, where each has one of its own. */
+const struct instances *lookup_instances(const struct lookup *lookup);
 
 /* For --check. libpq's connection; NULL if there is none. */
 struct pg_conn *lookup_connection(const struct lookup *lookup);

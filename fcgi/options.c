@@ -12,13 +12,15 @@
 #include <unistd.h>
 
 #include "conninfo.h"
+#include "naming.h"
 #include "version.h"
 
 #define ENVIRONMENT "MERCHANT_SESSIONS_"
 
 /* Values for getopt_long() of options without a letter. */
 enum {
-    SOCKET_MODE = UCHAR_MAX + 1,
+    INSTANCE_SCHEMA = UCHAR_MAX + 1,
+    SOCKET_MODE,
     POLL_INTERVAL,
     MAX_WAIT,
     MAX_WAITING,
@@ -32,6 +34,9 @@ static const char options_usage[] =
     "Answers over FastCGI whether sessions of a GNU Taler merchant are paid.\n"
     "\n"
     "  -d, --database CONNINFO  libpq connection string or URI (libpq's variables)\n"
+    "      --instance-schema PATTERN\n"
+    "                           name of an instance's schema, where each has one,\n"
+    "                           with {id} or {serial} in it (found by itself)\n"
     "  -w, --workers N          worker processes; 0: serve in this process\n"
     "                           (number of processors)\n"
     "  -l, --listen ADDRESS     a path, HOST:PORT or :PORT (socket on descriptor 0)\n"
@@ -51,6 +56,7 @@ static const char options_usage[] =
 
 static const struct option options_long[] = {
     {"database", required_argument, NULL, 'd'},
+    {"instance-schema", required_argument, NULL, INSTANCE_SCHEMA},
     {"workers", required_argument, NULL, 'w'},
     {"listen", required_argument, NULL, 'l'},
     {"socket-mode", required_argument, NULL, SOCKET_MODE},
@@ -129,12 +135,22 @@ static const char *options_read_address(const char *name, const char *text)
     return text;
 }
 
+static const char *options_read_pattern(const char *name, const char *text)
+{
+    if (!naming_is_pattern(text))
+        options_refuse(name, text, "a pattern with {id} or {serial} in it");
+    return text;
+}
+
 /* Sets one option. name is the option or the variable as the operator wrote it. */
 static void options_set(struct options *options, int option, const char *name, const char *value)
 {
     switch (option) {
     case 'd':
         options->database = options_read_conninfo(name, value);
+        break;
+    case INSTANCE_SCHEMA:
+        options->instance_schema = options_read_pattern(name, value);
         break;
     case 'w':
         options->workers = options_read_int(name, value, 0, 1024);

@@ -476,8 +476,8 @@ static bool worker_open(struct worker *worker, int listen_fd)
     worker->epoll_fd = epoll_create1(EPOLL_CLOEXEC);
     worker->waiting =
         waiting_new(options->poll_interval_ms * USEC_PER_MS, options->db_timeout_ms * USEC_PER_MS);
-    worker->lookup =
-        lookup_new(worker->epoll_fd, options->database, options->db_timeout_ms * USEC_PER_MS);
+    worker->lookup = lookup_new(worker->epoll_fd, options->database, options->instance_schema,
+        options->db_timeout_ms * USEC_PER_MS);
     if (worker->epoll_fd < 0 || !worker->waiting || !worker->lookup) {
         log_error("cannot start: %s", strerror(errno));
         return false;

@@ -15,6 +15,10 @@
 -- columns of a key returns rows in this order; for any other the planner has to sort, and session.sql makes
 -- sorting prohibitively expensive. With `session_id = k.session` the planner would ignore the order. What is left,
 -- sorting the few rows of one session id, is an incremental sort, which PostgreSQL has since version 13.
+--
+-- Where each instance has a schema of its own, a statement is about one instance, and layout_make_statement() makes its
+-- text from this one: the comment `schema` becomes the schema's name, the text from the comment `instances` to `end`
+-- the instance's serial, and if the tables have no merchant_serial, that from `serial` to `end` is left out.
 SELECT k.n, c.paid IS TRUE,
        CASE WHEN o.order_id IS NULL
               OR (c.creation_time, c.order_serial) >= (o.creation_time, o.order_serial)
@@ -22,14 +26,16 @@ SELECT k.n, c.paid IS TRUE,
        c.order_id IS NOT NULL
 FROM unnest($1::text[], $2::text[], $3::text[])
          WITH ORDINALITY AS k (instance, url, session, n)
+/*instances*/
 JOIN merchant_instances i ON i.merchant_id =
     CASE k.instance
     WHEN '' THEN (SELECT min(merchant_id) FROM merchant_instances WHERE merchant_id IN ('admin', 'default'))
     ELSE k.instance END
+/*end*/
 LEFT JOIN LATERAL (
     SELECT paid, order_id, creation_time, order_serial
-    FROM merchant_contract_terms
-    WHERE merchant_serial = i.merchant_serial AND fulfillment_url = k.url
+    FROM /*schema*/merchant_contract_terms
+    WHERE /*serial*/merchant_serial = i.merchant_serial AND /*end*/fulfillment_url = k.url
       AND session_id BETWEEN k.session AND k.session AND k.session <> ''
     ORDER BY session_id, paid DESC, creation_time DESC, order_serial DESC
     LIMIT 1
@@ -37,7 +43,7 @@ LEFT JOIN LATERAL (
 LEFT JOIN LATERAL (
     SELECT order_id, creation_time, order_serial
     FROM offer
-    WHERE merchant_serial = i.merchant_serial AND fulfillment_url = k.url
+    WHERE /*serial*/merchant_serial = i.merchant_serial AND /*end*/fulfillment_url = k.url
       AND session_id BETWEEN k.session AND k.session AND k.session <> ''
       AND c.paid IS NOT TRUE
     ORDER BY session_id, creation_time DESC, order_serial DESC

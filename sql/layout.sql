@@ -4,13 +4,14 @@
 -- schema, table, column; whether it is there; whether this role may read it; whether an index of the
 -- table begins with the three columns of a key, in any order; whether changes.sql notices all changes of
 -- the table, which is not so for views and foreign tables, also as its partitions or children. The
--- tables are looked for in the schema merchant, else in public.
+-- tables are looked for in the schema merchant, else in public, where merchant_instances is. If that is alone there,
+-- each instance may have a schema of its own (see instances.sql).
 WITH place AS (
     SELECT n.oid, n.nspname
     FROM pg_namespace n
     WHERE n.nspname IN ('merchant', 'public')
     ORDER BY EXISTS (SELECT FROM pg_class c WHERE c.relnamespace = n.oid
-                     AND c.relname = 'merchant_contract_terms') DESC,
+                     AND c.relname = 'merchant_instances') DESC,
              n.nspname
     LIMIT 1
 ), wanted (place, tab, col) AS (VALUES

@@ -2,8 +2,8 @@
 -- As lookup.sql, for a merchant_orders without an index on the three columns of a key: its rows for any of the
 -- session ids are read first, once for all keys. IS TRUE makes the planner use a hash table of the session ids.
 WITH offer AS MATERIALIZED (
-    SELECT merchant_serial, fulfillment_url, session_id, order_id, creation_time, order_serial
-    FROM merchant_orders
+    SELECT /*serial*/merchant_serial, /*end*/fulfillment_url, session_id, order_id, creation_time, order_serial
+    FROM /*schema*/merchant_orders
     WHERE (session_id IN (SELECT unnest($3::text[]))) IS TRUE
 )
 -- include keys.sql

@@ -1,7 +1,7 @@
 -- SPDX-License-Identifier: GPL-3.0-or-later
 -- Everything that is known of many sessions. See keys.sql.
 WITH offer AS (
-    SELECT merchant_serial, fulfillment_url, session_id, order_id, creation_time, order_serial
-    FROM merchant_orders
+    SELECT /*serial*/merchant_serial, /*end*/fulfillment_url, session_id, order_id, creation_time, order_serial
+    FROM /*schema*/merchant_orders
 )
 -- include keys.sql

@@ -10,12 +10,14 @@ struct lookup {
     struct session_answer answers[SESSION_BATCH_MAX];
 };
 
-struct lookup *lookup_new(int epoll_fd, const char *conninfo, usec_t timeout)
+struct lookup *lookup_new(
+    int epoll_fd, const char *conninfo, const char *instance_schema, usec_t timeout)
 {
     struct lookup *lookup = calloc(1, sizeof *lookup);
 
     (void)epoll_fd;
     (void)conninfo;
+    (void)instance_schema;
     (void)timeout;
     for (size_t i = 0; lookup && i < SESSION_BATCH_MAX; i++)
         lookup->answers[i] =
@@ -100,6 +102,12 @@ const struct layout *lookup_layout(const struct lookup *lookup)
 }
 
 struct pg_conn *lookup_connection(const struct lookup *lookup)
+{
+    (void)lookup;
+    return NULL;
+}
+
+const struct instances *lookup_instances(const struct lookup *lookup)
 {
     (void)lookup;
     return NULL;

@@ -178,7 +178,7 @@ int main(int argc, char *argv[])
         return EXIT_FAILURE;
     read_keys(&probe);
     probe.epoll_fd = epoll_create1(EPOLL_CLOEXEC);
-    probe.lookup = lookup_new(probe.epoll_fd, argv[1], TIMEOUT);
+    probe.lookup = lookup_new(probe.epoll_fd, argv[1], NULL, TIMEOUT);
     probe.end = clock_now() + atoi(argv[2]) * USEC_PER_SEC;
     if (strcmp(argv[3], "same") == 0)
         run_same(&probe);

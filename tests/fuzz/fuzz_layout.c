@@ -138,12 +138,26 @@ static bool is_indexed(const struct catalogue *catalogue, const char *table)
     return row && row->indexed;
 }
 
+/* Whether each instance has a schema of its own: the instances are there, and no contracts. */
+static bool is_per_instance(const struct catalogue *catalogue)
+{
+    for (size_t i = 0; i < catalogue->count; i++)
+        if (catalogue->rows[i].present &&
+            strcmp(catalogue->rows[i].table, "merchant_contract_terms") == 0)
+            return false;
+    return is_present(catalogue, "merchant_instances", "merchant_serial") &&
+           is_present(catalogue, "merchant_instances", "merchant_id");
+}
+
 /* The first row that lacks what a lookup needs, NULL if there is none. */
 static const struct row *find_trouble(const struct catalogue *catalogue, bool orders_needed)
 {
+    bool instances_alone = is_per_instance(catalogue);
+
     for (size_t i = 0; i < catalogue->count; i++) {
         const struct row *row = &catalogue->rows[i];
-        bool needed = orders_needed || strcmp(row->table, "merchant_orders") != 0;
+        bool needed = instances_alone ? strcmp(row->table, "merchant_instances") == 0
+                                      : orders_needed || strcmp(row->table, "merchant_orders") != 0;
 
         if (needed && !(row->present && row->readable))
             return row;
@@ -164,12 +178,32 @@ static void check_problem(const struct layout *layout, const char *table, const 
 
 static void check_good(const struct catalogue *catalogue, const struct layout *layout)
 {
-    const char *statement = layout_lookup(layout);
+    const char *statement = layout_lookup(&layout->tables);
 
     CHECK(layout->problem[0] == '\0');
-    CHECK(layout->contracts_indexed == is_indexed(catalogue, "merchant_contract_terms"));
-    CHECK(layout->orders_indexed == is_indexed(catalogue, "merchant_orders"));
-    CHECK((strstr(statement, "merchant_orders") != NULL) == layout->has_order_session);
+    CHECK(layout->tables.contracts_indexed == is_indexed(catalogue, "merchant_contract_terms"));
+    CHECK(layout->tables.orders_indexed == is_indexed(catalogue, "merchant_orders"));
+    CHECK((strstr(statement, "merchant_orders") != NULL) == layout->tables.has_order_session);
+}
+
+/* The statement for a schema names the tables of this schema alone, and merchant_serial only where
+ * the tables have it. */
+static void check_statement(const struct layout *layout, const char *quoted, bool has_serial)
+{
+    struct layout_tables tables = layout->tables;
+    enum session_question question = has_serial ? QUESTION_EVERYTHING : QUESTION_PAYMENT;
+    char *text, *table;
+
+    tables.has_serial = has_serial;
+    text = layout_make_statement(question, &tables, quoted, -7);
+    CHECK(text);
+    CHECK((strstr(text, "(SELECT -7::bigint AS merchant_serial)") != NULL) == has_serial);
+    CHECK(has_serial || !strstr(text, "i.merchant_serial"));
+    CHECK(!strstr(text, "merchant_instances"));
+    CHECK(!strstr(text, "FROM merchant_"));
+    table = strstr(text, quoted);
+    CHECK(table && strncmp(table + strlen(quoted), ".merchant_", strlen(".merchant_")) == 0);
+    free(text);
 }
 
 static void check_layout(const struct catalogue *catalogue, bool ok, const struct layout *layout)
@@ -177,6 +211,7 @@ static void check_layout(const struct catalogue *catalogue, bool ok, const struc
     bool orders_known = is_present(catalogue, "merchant_orders", "session_id") &&
                         is_present(catalogue, "merchant_orders", "fulfillment_url");
     const struct row *trouble = find_trouble(catalogue, orders_known);
+    bool known = is_per_instance(catalogue) || is_present(catalogue, "merchant_orders", "order_id");
     const char *schema = catalogue->count > 0 ? catalogue->rows[0].schema : "";
 
     if (catalogue->count == 0 || catalogue->fields < FIELDS_ENOUGH) {
@@ -185,11 +220,12 @@ static void check_layout(const struct catalogue *catalogue, bool ok, const struc
         return;
     }
     CHECK(strncmp(layout->schema, schema, sizeof layout->schema - 1) == 0);
-    CHECK(layout->has_order_session == orders_known);
-    CHECK(ok == (is_present(catalogue, "merchant_orders", "order_id") && !trouble));
+    CHECK(layout->tables.has_order_session == orders_known);
+    CHECK(layout->per_instance == is_per_instance(catalogue));
+    CHECK(ok == (known && !trouble));
     if (ok)
         check_good(catalogue, layout);
-    else if (!is_present(catalogue, "merchant_orders", "order_id"))
+    else if (!known)
         check_problem(layout, "merchant_orders", "order_id");
     else
         check_problem(layout, trouble->table, trouble->column);
@@ -204,6 +240,7 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
     bool ok = layout_read(result, &layout);
 
     check_layout(&catalogue, ok, &layout);
+    check_statement(&layout, "\"a /*end*/ /*schema*/ %s\"", size % 2);
     for (size_t i = 0; i < catalogue.count; i++) {
         free(catalogue.rows[i].schema);
         free(catalogue.rows[i].table);

@@ -22,7 +22,15 @@
 
 #define SETTINGS_MAX 12
 
-enum kind { KIND_NUMBER, KIND_MODE, KIND_ADDRESS, KIND_CONNINFO, KIND_FLAG, KIND_END };
+enum kind {
+    KIND_NUMBER,
+    KIND_MODE,
+    KIND_ADDRESS,
+    KIND_CONNINFO,
+    KIND_PATTERN,
+    KIND_FLAG,
+    KIND_END
+};
 
 static const struct rule {
     const char *name, *letter, *variable; /* NULL: it has none */
@@ -30,6 +38,7 @@ static const struct rule {
     long low, high;
 } rules[] = {
     {"--database", "-d", "MERCHANT_SESSIONS_DATABASE", KIND_CONNINFO, 0, 0},
+    {"--instance-schema", NULL, "MERCHANT_SESSIONS_INSTANCE_SCHEMA", KIND_PATTERN, 0, 0},
     {"--workers", "-w", "MERCHANT_SESSIONS_WORKERS", KIND_NUMBER, 0, 1024},
     {"--listen", "-l", "MERCHANT_SESSIONS_LISTEN", KIND_ADDRESS, 0, 0},
     {"--socket-mode", NULL, "MERCHANT_SESSIONS_SOCKET_MODE", KIND_MODE, 0, 0777},
@@ -44,7 +53,17 @@ static const struct rule {
 };
 
 /* Places in the table. */
-enum { DATABASE, WORKERS, LISTEN, SOCKET_MODE, POLL_INTERVAL, MAX_WAIT, MAX_WAITING, DB_TIMEOUT };
+enum {
+    DATABASE,
+    INSTANCE_SCHEMA,
+    WORKERS,
+    LISTEN,
+    SOCKET_MODE,
+    POLL_INTERVAL,
+    MAX_WAIT,
+    MAX_WAITING,
+    DB_TIMEOUT
+};
 enum { CHECK_FLAG = DB_TIMEOUT + 1, VERBOSE, RULES };
 
 /* How a setting is given. */
@@ -71,7 +90,7 @@ struct model {
     const char *name;    /* what is refused */
     bool secret;         /* its value must not be printed */
     long numbers[RULES]; /* -1: not given */
-    const char *database, *listen;
+    const char *database, *listen, *instance_schema;
 };
 
 /* What options_read() did. */
@@ -133,6 +152,11 @@ static bool model_is_conninfo(const char *value)
     return options;
 }
 
+static bool model_is_pattern(const char *value)
+{
+    return strstr(value, "{id}") || strstr(value, "{serial}");
+}
+
 static bool model_take_value(struct model *model, const struct rule *rule, const char *value)
 {
     long *number = &model->numbers[rule - rules];
@@ -144,6 +168,9 @@ static bool model_take_value(struct model *model, const struct rule *rule, const
     case KIND_ADDRESS:
         model->listen = value;
         return model_is_address(value);
+    case KIND_PATTERN:
+        model->instance_schema = value;
+        return model_is_pattern(value);
     case KIND_NUMBER:
     case KIND_MODE:
     case KIND_FLAG:
@@ -325,6 +352,7 @@ static void check_ranges(const struct options *options)
     CHECK(options->db_timeout_ms >= 10 && options->db_timeout_ms <= 60000);
     CHECK(!options->database || model_is_conninfo(options->database));
     CHECK(!options->listen || model_is_address(options->listen));
+    CHECK(!options->instance_schema || model_is_pattern(options->instance_schema));
 }
 
 static bool is_same_text(const char *left, const char *right)
@@ -344,6 +372,7 @@ static void check_options(const struct model *model, const struct options *optio
 
     CHECK(is_same_text(options->database, model->database));
     CHECK(is_same_text(options->listen, model->listen));
+    CHECK(is_same_text(options->instance_schema, model->instance_schema));
     CHECK(is_number(model, WORKERS, options->workers, processors));
     CHECK(is_number(model, SOCKET_MODE, options->socket_mode, 0660));
     CHECK(is_number(model, POLL_INTERVAL, options->poll_interval_ms, 25));

@@ -77,6 +77,7 @@ static void test_defaults(void **state)
     read_options(&outcome, NULL, NULL);
     assert_true(outcome.returned);
     assert_null(outcome.options.database);
+    assert_null(outcome.options.instance_schema);
     assert_null(outcome.options.listen);
     assert_int_equal(outcome.options.workers, sysconf(_SC_NPROCESSORS_ONLN));
     assert_int_equal(outcome.options.socket_mode, 0660);
@@ -201,6 +202,23 @@ static void test_a_conninfo_is_not_repeated(void **state)
     assert_string_equal(accepted("--database=host=x").database, "host=x");
 }
 
+static void test_pattern_of_schemas(void **state)
+{
+    static const char *const good[] = {"{id}", "{serial}", "my \"shop\" {serial}; {id}"};
+    static const char *const bad[] = {"", "merchant", "{ID}", "{}", "{id", "{serial"};
+    char option[80];
+
+    (void)state;
+    for (size_t i = 0; i < COUNT_OF(good); i++) {
+        snprintf(option, sizeof option, "--instance-schema=%s", good[i]);
+        assert_string_equal(accepted(option).instance_schema, good[i]);
+    }
+    for (size_t i = 0; i < COUNT_OF(bad); i++) {
+        snprintf(option, sizeof option, "--instance-schema=%s", bad[i]);
+        refused(option, "--instance-schema");
+    }
+}
+
 static void test_flags(void **state)
 {
     static const char *const variables[] = {"MERCHANT_SESSIONS_CHECK", "MERCHANT_SESSIONS_VERBOSE"};
@@ -238,6 +256,7 @@ int main(void)
         cmocka_unit_test(test_addresses),
         cmocka_unit_test(test_length_of_a_path),
         cmocka_unit_test(test_a_conninfo_is_not_repeated),
+        cmocka_unit_test(test_pattern_of_schemas),
         cmocka_unit_test(test_flags),
     };
 
