@@ -37,8 +37,12 @@ class Merchant:
         self.schema = schema
         self.offers_have_session = offers_have_session
 
+    @property
+    def search_path(self):
+        return self.schema
+
     def sql(self, text):
-        return self.postgres.psql(f"SET search_path = {self.schema}; {text}", self.db)
+        return self.postgres.psql(f"SET search_path = {self.search_path}; {text}", self.db)
 
     def instance(self, name):
         self.sql(f"""INSERT INTO merchant_instances (merchant_pub, merchant_id, merchant_name)
@@ -50,7 +54,8 @@ class Merchant:
         columns, values = "", ""
         if self.offers_have_session:
             columns, values = ", session_id, fulfillment_url", f", {_literal(session)}, {_literal(url)}"
-        self.sql(f"""INSERT INTO merchant_orders (order_serial, merchant_serial, order_id, claim_token, h_post_data,
+        self.run_for(instance, f"""
+                     INSERT INTO merchant_orders (order_serial, merchant_serial, order_id, claim_token, h_post_data,
                             pay_deadline, creation_time, contract_terms{columns})
                      SELECT {serial}, merchant_serial, {_literal(order_id)}, substr(sha256(''), 1, 16), sha512(''),
                             {_microseconds(expires_in)}, {_microseconds(-age)}, ''{values}
@@ -60,7 +65,8 @@ class Merchant:
     def contract(self, session="", url=None, instance="shop", order_id=None, paid=False, age=0, expires_in=86400):
         """An order that a wallet has claimed."""
         order_id, serial = self._name(order_id)
-        self.sql(f"""INSERT INTO merchant_contract_terms (order_serial, merchant_serial, order_id, contract_terms,
+        self.run_for(instance, f"""
+                     INSERT INTO merchant_contract_terms (order_serial, merchant_serial, order_id, contract_terms,
                             h_contract_terms, creation_time, pay_deadline, refund_deadline, paid, wired,
                             fulfillment_url, session_id, claim_token)
                      SELECT {serial}, merchant_serial, {_literal(order_id)}, '', sha512('{serial}'),
@@ -71,7 +77,8 @@ class Merchant:
 
     def claim(self, order_id):
         """A wallet takes an offer; the offer stays until it is paid."""
-        self.sql(f"""INSERT INTO merchant_contract_terms (order_serial, merchant_serial, order_id, contract_terms,
+        self.run_for(self._instance_of(order_id), f"""
+                     INSERT INTO merchant_contract_terms (order_serial, merchant_serial, order_id, contract_terms,
                             h_contract_terms, creation_time, pay_deadline, refund_deadline, paid, wired,
                             fulfillment_url, session_id, claim_token)
                      SELECT order_serial, merchant_serial, order_id, contract_terms, sha512(order_serial::text::bytea),
@@ -79,10 +86,23 @@ class Merchant:
                        FROM merchant_orders WHERE order_id = {_literal(order_id)}""")
 
     def pay(self, order_id):
-        self.sql(f"""BEGIN;
+        self.run_for(self._instance_of(order_id), f"""
+                     BEGIN;
                      UPDATE merchant_contract_terms SET paid = true WHERE order_id = {_literal(order_id)};
                      DELETE FROM merchant_orders WHERE order_id = {_literal(order_id)};
                      COMMIT""")
+
+    def unclaim(self, order_id):
+        """The wallet that has claimed the order gives it back; where the offer was kept, it is the same one."""
+        self.run_for(self._instance_of(order_id),
+                  f"DELETE FROM merchant_contract_terms WHERE order_id = {_literal(order_id)} AND NOT paid")
+
+    def run_for(self, _instance, text):
+        """Run a statement where the orders of the instance are; it names merchant_serial only in lists, not last."""
+        self.sql(text)
+
+    def _instance_of(self, _order_id):
+        return "shop"
 
     def _name(self, order_id):
         serial = next(_serial)

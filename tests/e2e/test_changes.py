@@ -113,6 +113,11 @@ def assert_found(found, committed):
     assert not late
 
 
+# Each instance has a schema of its own, or not.
+EITHER_LAYOUT = pytest.mark.parametrize("layout", [dict(), dict(naming="m{serial}", serial=False)],
+                                        ids=["one schema", "a schema each"])
+
+
 # The number of the database's state
 
 def write_for(merchant, orders, seconds):
@@ -121,8 +126,9 @@ def write_for(merchant, orders, seconds):
         commit(merchant, random.choice(list(WAYS)), set_paid(random.choice(orders), random.choice([True, False])))
 
 
-def test_equal_numbers_mean_equal_rows(postgres, lookup_probe):
-    merchant = new_merchant(postgres)
+@EITHER_LAYOUT
+def test_equal_numbers_mean_equal_rows(postgres, lookup_probe, layout):
+    merchant = new_merchant(postgres, **layout)
     keys = new_keys(8)
     orders = [merchant.contract(*key) for key in keys]
     with Probe(lookup_probe, postgres.conninfo(merchant.db), "same", keys, SECONDS) as probe:
@@ -140,9 +146,10 @@ def quiet_versions(postgres, lookup_probe, merchant):
         return probe.result()[1]["versions"]
 
 
-@pytest.mark.parametrize("offers_have_session", [True, False])
-def test_a_quiet_database_keeps_its_number(postgres, lookup_probe, offers_have_session):
-    merchant = new_merchant(postgres, offers_have_session=offers_have_session)
+@pytest.mark.parametrize("layout", [dict(), dict(offers_have_session=False), dict(naming="m{serial}")],
+                         ids=["2023", "2022", "2026"])
+def test_a_quiet_database_keeps_its_number(postgres, lookup_probe, layout):
+    merchant = new_merchant(postgres, **layout)
     assert quiet_versions(postgres, lookup_probe, merchant) == 1
 
 
@@ -176,8 +183,9 @@ def make_foreign(postgres, partition):
     return near, far
 
 
-def test_a_view_is_not_tracked(postgres, lookup_probe):
-    merchant = new_merchant(postgres)
+@EITHER_LAYOUT
+def test_a_view_is_not_tracked(postgres, lookup_probe, layout):
+    merchant = new_merchant(postgres, **layout)
     put_view_before_contracts(merchant)
     assert 4 <= quiet_versions(postgres, lookup_probe, merchant) <= 10
 
@@ -198,10 +206,11 @@ def test_a_foreign_table_is_not_tracked(postgres, lookup_probe, partition):
 UNKNOWN, UNPAID, PAID = 1, 2, 3
 
 
+@EITHER_LAYOUT
 @pytest.mark.parametrize("offers_have_session", [True, False])
-def test_a_poll_tells_of_contracts(postgres, lookup_probe, offers_have_session):
+def test_a_poll_tells_of_contracts(postgres, lookup_probe, offers_have_session, layout):
     """Unclaimed orders are not its business. Of several contracts a paid one wins, then the newest does."""
-    merchant = new_merchant(postgres, offers_have_session=offers_have_session)
+    merchant = new_merchant(postgres, offers_have_session=offers_have_session, **layout)
     unknown, offered, claimed, paid, both, newest = keys = new_keys(6)
     merchant.offer(*offered)
     orders = [merchant.contract(*claimed), merchant.contract(*paid, paid=True)]
@@ -228,9 +237,10 @@ def test_every_commit_is_noticed(postgres, lookup_probe):
     assert numbers["batches"] <= numbers["versions"]
 
 
-def test_a_reconnect_in_the_middle(postgres, lookup_probe):
+@EITHER_LAYOUT
+def test_a_reconnect_in_the_middle(postgres, lookup_probe, layout):
     """What was committed meanwhile is found although the new connection has seen no change."""
-    merchant = new_merchant(postgres)
+    merchant = new_merchant(postgres, **layout)
     keys = new_keys(20)
     orders = [merchant.contract(*key) for key in keys]
     with Probe(lookup_probe, postgres.conninfo(merchant.db), "wait", keys, 20) as probe:

@@ -39,7 +39,7 @@ def big(request, postgres):
 
 def fill(merchant):
     """Half of the contracts are for articles, half for one paywall: the worst for an index that begins with the URL."""
-    merchant.sql(f"""
+    merchant.run_for("shop", f"""
         INSERT INTO merchant_contract_terms (order_serial, merchant_serial, order_id, contract_terms, h_contract_terms,
                     creation_time, pay_deadline, refund_deadline, paid, fulfillment_url, session_id, claim_token)
         SELECT {CONTRACTS} + n, merchant_serial, '{MARKER}-' || n, '', sha512(('contract ' || n)::bytea), n, n, 0, n % 3 > 0,
@@ -68,8 +68,8 @@ def statements(merchant):
 def prepare(statement):
     """A session as the program has it, with its own SQL."""
     return f"""
-        PREPARE settings (text, text) AS {read_statement("session.sql")};
-        EXECUTE settings ('merchant', '3000');
+        PREPARE settings (text, text, text) AS {read_statement("session.sql")};
+        EXECUTE settings ('merchant', '3000', '0');
         PREPARE lookup (text[], text[], text[]) AS {read_statement(statement)};
     """
 
@@ -182,7 +182,7 @@ def counts(merchant):
     """Of merchant_contract_terms: scans of the whole table, scans of the index, rows that these have read."""
     return tuple(map(int, merchant.sql(f"""
         SELECT t.seq_scan, i.idx_scan, i.idx_tup_read FROM pg_stat_user_tables t JOIN pg_stat_user_indexes i USING (relid)
-         WHERE t.relname = 'merchant_contract_terms' AND i.indexrelname = '{INDEX}'""").split("|")))
+         WHERE t.relid = 'merchant_contract_terms'::regclass AND i.indexrelname = '{INDEX}'""").split("|")))
 
 
 def assert_program_uses_the_index(merchant, pool):
@@ -206,9 +206,11 @@ def test_the_program_uses_the_index(postgres, big, start_pool):
     assert_program_uses_the_index(big, start_pool("--poll-interval", "50", database=postgres.conninfo(big.db)))
 
 
-def test_the_plan_of_an_empty_table_is_right(postgres, start_pool):
+@pytest.mark.parametrize("layout", [dict(), dict(naming="m{serial}"), dict(naming="m{serial}", serial=False)],
+                         ids=["one schema", "a schema each", "a schema each without serial"])
+def test_the_plan_of_an_empty_table_is_right(postgres, start_pool, layout):
     """Also before it is made again."""
-    merchant = make_merchant(postgres, f"young{next(_database)}", instances=("admin", "shop"))
+    merchant = make_merchant(postgres, f"young{next(_database)}", instances=("admin", "shop"), **layout)
     merchant.sql("ANALYZE")
     pool = start_pool("--poll-interval", "50", database=postgres.conninfo(merchant.db))
     assert_error(pool.fcgi.ask(new_session(), PAYWALL, timeout_ms=200), 404, 2038)

@@ -4,7 +4,7 @@
 import pytest
 
 from client import assert_error, assert_order
-from layouts import LAYOUTS, ddl, make_merchant
+from layouts import LAYOUTS, ddl, make_merchant, options
 from merchant import Merchant, new_session, new_url
 from servers import ROOT
 
@@ -14,7 +14,8 @@ def layout(request, postgres, start_pool):
     """A merchant in each layout, and a pool for it."""
     db = request.node.name
     merchant = make_merchant(postgres, db, **LAYOUTS[request.param])
-    yield merchant, start_pool("--poll-interval", "100", database=conninfo(postgres, db))
+    yield merchant, start_pool("--poll-interval", "100", *options(**LAYOUTS[request.param]),
+                               database=conninfo(postgres, db))
 
 
 def conninfo(postgres, db):
@@ -28,6 +29,22 @@ def test_claimed_and_paid(layout):
     order = merchant.contract(session, url)
     assert_order(pool.fcgi.ask(session, url), 202, order)
     waiting = pool.fcgi.later(session, url, timeout_ms=20000)
+    merchant.pay(order)
+    assert_order(waiting.result(), 200, order)
+
+
+def test_a_wallet_gives_the_order_back_and_another_pays(layout):
+    merchant, pool = layout
+    if not merchant.offers_have_session:
+        pytest.skip("an order of 2022 cannot be found before it is claimed")
+    session, url = new_session(), new_url()
+    order = merchant.offer(session, url)
+    merchant.claim(order)
+    waiting = pool.fcgi.later(session, url, timeout_ms=20000)
+    merchant.unclaim(order)
+    assert_order(pool.fcgi.ask(session, url, timeout_ms=300), 202, order)
+    assert not waiting.done()
+    merchant.claim(order)
     merchant.pay(order)
     assert_order(waiting.result(), 200, order)
 
@@ -109,6 +126,17 @@ def test_schema_merchant_goes_before_public(postgres, start_pool):
     assert_order(pool.fcgi.ask(session, url), 202, order)
 
 
+def test_instances_in_schema_merchant_go_before_old_tables_in_public(postgres, start_pool):
+    merchant = make_merchant(postgres, "left over", instances=("shop",), naming="m{serial}")
+    postgres.psql(ddl(schema="public"), "left over")
+    merchant.grant()
+    pool = start_pool(database=conninfo(postgres, "left over"))
+    pool.expect("no rule|several rules")
+    session, url = new_session(), new_url()
+    order = merchant.contract(session, url, paid=True)
+    assert_order(pool.fcgi.ask(session, url), 200, order)
+
+
 def test_search_path_of_the_role_has_no_say(postgres, start_pool):
     merchant = make_merchant(postgres, "decoys", instances=("shop",))
     postgres.psql(ddl(schema="decoy"), "decoys")
@@ -135,12 +163,14 @@ def test_a_column_that_comes_later_is_not_in_the_way(postgres, start_pool):
     assert_order(pool.fcgi.ask(session, url), 200, order)
 
 
+@pytest.mark.parametrize("naming", [None, "m{serial}"], ids=["one schema", "a schema each"])
 @pytest.mark.parametrize("table,layout", [("merchant_contract_terms", dict(index=False)),
                                           ("merchant_orders", dict(offers_index=False))])
-def test_without_an_index(postgres, start_pool, table, layout):
+def test_without_an_index(postgres, start_pool, table, layout, naming):
     """Slow, and said in the log, but right."""
-    merchant = make_merchant(postgres, f"no index of {table}", instances=("shop",), **layout)
-    pool = start_pool(database=conninfo(postgres, f"no index of {table}"))
+    db = f"no index of {table} {naming}"
+    merchant = make_merchant(postgres, db, instances=("shop",), naming=naming, **layout)
+    pool = start_pool(database=conninfo(postgres, db))
     pool.expect(f"{table}.*index|index.*{table}")
     session, url = new_session(), new_url()
     offered = merchant.offer(session, url)
@@ -148,6 +178,22 @@ def test_without_an_index(postgres, start_pool, table, layout):
     paid = merchant.contract(session, url, paid=True)
     assert_order(pool.fcgi.ask(session, url), 200, paid)
     assert pool.logged("index")
+
+
+@pytest.mark.parametrize("layout", [dict(), dict(schema="public"), dict(naming="m{serial}"),
+                                    dict(naming="m{serial}", serial=False), dict(offers_have_session=False)],
+                         ids=["2023", "public", "2026", "2026 without serial", "2022"])
+def test_the_script_for_the_index_on_offers(postgres, start_pool, layout):
+    """It may be run again, finds the tables by itself, and leaves those of 2022 alone."""
+    db = f"no index on offers {layout}".translate(str.maketrans("", "", "{}'"))[:60]
+    merchant = make_merchant(postgres, db, instances=("shop", "cafe"), offers_index=False, **layout)
+    for _ in range(2):
+        postgres.psql_file(ROOT / "sql/orders-index.sql", db)
+    pool = start_pool(database=conninfo(postgres, db))
+    session, url = new_session(), new_url()
+    order = merchant.contract(session, url, paid=True)
+    assert_order(pool.fcgi.ask(session, url), 200, order)
+    assert not pool.logged("no index")
 
 
 def test_a_read_only_database(postgres, start_pool):

@@ -15,7 +15,7 @@ README = (ROOT / "README").read_text()
 COMPLETION = ROOT / "conf/completion.bash"
 LONG = re.compile(r"--[a-z][a-z-]+")
 # Options of other programs that the manual's examples call, and README's text names.
-OTHERS = {"--data-urlencode", "--once", "--all"}
+OTHERS = {"--data-urlencode", "--once", "--layout", "--all"}
 
 
 def options_of_program(program):

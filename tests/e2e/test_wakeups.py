@@ -165,8 +165,8 @@ WAYS = [at_once, claimed_before, unclaimed_and_claimed_again, in_a_subtransactio
 def pay_all(postgres, merchant, parked, orders, failures):
     """Pay orders one after another, in all ways; each has to be noticed."""
     try:
-        with postgres.session("shop") as session:
-            session.run("SET search_path = merchant")
+        with postgres.session(merchant.db) as session:
+            session.run(f"SET search_path = {merchant.search_path}")
             for (key, order), way in zip(orders, itertools.cycle(WAYS)):
                 committed = way(session, order)
                 parked.await_paid(key[0], order, committed)
