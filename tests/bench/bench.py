@@ -23,9 +23,10 @@ import report
 import servers
 import sharing
 import shop
+import split
 import waiting
 
-SECTIONS = [*candidates.DESCRIPTIONS, "waiting", "parked", "sharing", "start"]
+SECTIONS = [*candidates.DESCRIPTIONS, "waiting", "parked", "sharing", "split", "start"]
 LEVELS = [1_000, 10_000]
 FAR_LEVEL = 1_000
 # What is built for a section; the program itself is for all.
@@ -137,6 +138,18 @@ def measure_sharing(arguments, build, database):
     return [sharing.measure(build, database) for _ in range(1 if arguments.quick else 3)]
 
 
+def measure_split(arguments, build, database, paths):
+    if "split" not in arguments.only:
+        return []
+    say("split: filling the database")
+    conninfo = split.make(database.postgres)
+    rounds = []
+    for number in range(arguments.rounds):
+        say(f"split: round {number + 1} of {arguments.rounds}")
+        rounds.append(split.measure(build, database, conninfo, paths, arguments.seconds))
+    return rounds
+
+
 def measure_start(arguments, build, database):
     if "start" not in arguments.only:
         return []
@@ -164,6 +177,9 @@ def print_report(arguments, figures, measured):
     if measured.sharings:
         print(report.SHARING_CAPTION)
         print(report.sharing_table(measured.sharings))
+    if measured.splits:
+        print(report.SPLIT_CAPTION)
+        print(report.split_table(measured.splits))
     print(report.goals_table(figures, measured))
 
 
@@ -181,7 +197,8 @@ def main():
         scenes, far = measure_waiting(arguments, build, database)
         levels = measure_parked(arguments, build, database, paths, descriptors)
         sharings = measure_sharing(arguments, build, database)
-    print_report(arguments, figures, report.Measured(starts, scenes, far, levels, sharings))
+        splits = measure_split(arguments, build, database, paths)
+    print_report(arguments, figures, report.Measured(starts, scenes, far, levels, sharings, splits))
 
 
 if __name__ == "__main__":

@@ -59,7 +59,7 @@ def _measure_rates(name, keep, build, database, paths, seconds):
         web = stack.enter_context(candidates.web_server(pool.socket, keep))
         cpu = processes.Cpu(web=web, program=pool, database=database.postgres)
         result = wrk(web.port, paths, seconds)
-        return _figures(result, cpu.seconds())
+        return figures(result, cpu.seconds())
 
 
 def measure_probe(build, database, batch, seconds):
@@ -73,7 +73,7 @@ def measure_probe(build, database, batch, seconds):
         done = subprocess.run([*map(str, command)], check=True, capture_output=True, text=True)
         # The backend's time counts for its parent once it has ended.
         servers.wait_until(lambda: not database.backends(), what="the probe's backend is gone")
-        return {"batch": batch, **_figures({"requests": int(done.stdout), "seconds": seconds}, cpu.seconds())}
+        return {"batch": batch, **figures({"requests": int(done.stdout), "seconds": seconds}, cpu.seconds())}
 
 
 def measure_raw(database, seconds):
@@ -86,7 +86,7 @@ def measure_raw(database, seconds):
                        for line in pathlib.Path(file).read_text().splitlines())
     result = {"requests": _pgbench_count(output), "seconds": seconds, "p50": statistics.median(times),
               "p99": times[len(times) * 99 // 100], "max": times[-1], "errors": 0}
-    return _figures(result, spent)
+    return figures(result, spent)
 
 
 def _pgbench(database, seconds, directory, log):
@@ -102,6 +102,7 @@ def _pgbench_count(output):
     return int(line.split(":")[1].split("/")[0])
 
 
-def _figures(result, cpu):
+def figures(result, cpu):
+    """What wrk or pgbench has counted, with rates, and the CPU seconds of each part for 10,000 requests."""
     per_10_000 = {f"cpu_{part}": spent / result["requests"] * 10_000 for part, spent in cpu.items()}
     return {"rate": result["requests"] / result["seconds"], **result, **per_10_000}

@@ -59,6 +59,14 @@ class Running:
         return self._now() - self.before
 
 
+def own_bytes(pid):
+    """Memory of a process that it shares with no other and no file."""
+    for line in pathlib.Path(f"/proc/{pid}/status").read_text().splitlines():
+        if line.startswith("RssAnon:"):
+            return int(line.split()[1]) * 1024
+    raise RuntimeError(f"no RssAnon for {pid}")
+
+
 def resident_bytes(pid):
     for line in pathlib.Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines():
         if line.startswith("Rss:"):

@@ -9,6 +9,7 @@ import statistics
 import subprocess
 
 import sharing
+import split
 import waiting
 from candidates import DESCRIPTIONS
 
@@ -24,6 +25,9 @@ UNCLAIMED_GOALS = {1_000: (150, 300), 10_000: (900, 1600)}
 IDLE_GOAL, BUSY_GOAL = 1, 15
 FAR_GOAL_MS = 500
 SHARING_GOAL = 0.80
+# Instances → paid lookups by those of the plain layout; and the memory of a worker with all of them.
+SPLIT_GOALS = {1: 0.8, 10: 0.6, 300: 0.3}
+SPLIT_MEMORY_GOAL_MIB = 20
 
 KEPT_CONNECTIONS = """\
 A connection that nginx keeps is all that a blocking process (echo, textbook, php) serves until nginx closes it after
@@ -57,6 +61,13 @@ how many long polls were answered at once:
            most=sharing.MAX_WAITING, connections=sharing.CONNECTIONS)
 
 
+SPLIT_CAPTION = f"""\
+Paid lookups, {KEEP}, where each instance has a schema of its own: over some of {max(split.INSTANCES)} instances, beside
+the plain layout. *worker*: memory of a worker; *backend*: of the database's process that serves it, without what is
+shared:
+"""
+
+
 @dataclasses.dataclass
 class Measured:
     """What was measured beside the paid lookups; what was not is empty."""
@@ -66,6 +77,7 @@ class Measured:
     far: dict | None
     levels: list
     sharings: list
+    splits: list
 
 
 class Plain:
@@ -218,6 +230,7 @@ def parked_table(levels):
 def goals_table(plain, measured):
     rows = [*_rate_goals(plain), *_cpu_goals(plain), *_latency_goals(plain), *_waiting_goals(measured.scenes),
             *_far_goals(measured.far), *_parked_goals(measured.levels), *_sharing_goals(measured.sharings),
+            *_split_goals(measured.splits),
             _goal("start until the first answer", measured.starts, "≤", 100, ".0f", " ms")]
     return table(["figure", "goal", "measured", "reached"], *rows)
 
@@ -276,6 +289,33 @@ def _far_goals(far):
 def _sharing_goals(sharings):
     for what, name in SHARED.items():
         yield _goal(f"{sharing.WORKERS} workers, {name}: fewest ÷ most", _evenness(sharings, what), "≥", SHARING_GOAL)
+
+
+def split_table(rounds):
+    rows = []
+    for count in [0, *split.INSTANCES]:
+        figures = [figures[count] for figures in rounds]
+        mib = [[figure[what] / 2**20 for figure in figures] for what in ("worker", "backend")]
+        rows.append([count or "plain", spread([figure["rate"] for figure in figures], ",.0f"),
+                     spread(_split_ratios(rounds, count), ".2f") if count else "",
+                     *(spread([figure[what] for figure in figures], ".2f")
+                       for what in ("p50", "p99", "cpu_program", "cpu_database")),
+                     *(spread(values, ".1f") for values in mib), sum(figure["errors"] for figure in figures)])
+    return table(["instances", "requests/s", "÷ plain", "p50 ms", "p99 ms", "CPU s per 10,000: program", "database",
+                  "worker MiB", "backend MiB", "failed"], *rows)
+
+
+def _split_ratios(rounds, count):
+    return [figures[count]["rate"] / figures[0]["rate"] for figures in rounds]
+
+
+def _split_goals(rounds):
+    for count, bound in SPLIT_GOALS.items():
+        yield _goal(f"paid lookups/s over {count} instances with a schema each", _split_ratios(rounds, count),
+                    "≥", bound, unit=" × plain layout")
+    most = max(split.INSTANCES)
+    yield _goal(f"memory of a worker with {most} of them", [figures[most]["worker"] / 2**20 for figures in rounds], "≤",
+                SPLIT_MEMORY_GOAL_MIB, ".0f", " MiB")
 
 
 def _parked_goals(levels):
