@@ -10,6 +10,7 @@
 #include <string.h>
 
 #include "heap.h"
+#include "instances.h"
 #include "record.h"
 #include "reply.h"
 #include "textarray.h"
@@ -18,12 +19,14 @@
 void *__real_malloc(size_t size);
 void *__real_calloc(size_t count, size_t size);
 void *__real_realloc(void *block, size_t size);
+void *__real_reallocarray(void *block, size_t count, size_t size);
 char *__real_strdup(const char *text);
 void *__real_tsearch(const void *key, void **root, int (*compare)(const void *, const void *));
 
 void *__wrap_malloc(size_t size);
 void *__wrap_calloc(size_t count, size_t size);
 void *__wrap_realloc(void *block, size_t size);
+void *__wrap_reallocarray(void *block, size_t count, size_t size);
 char *__wrap_strdup(const char *text);
 void *__wrap_tsearch(const void *key, void **root, int (*compare)(const void *, const void *));
 
@@ -48,6 +51,11 @@ void *__wrap_calloc(size_t count, size_t size)
 void *__wrap_realloc(void *block, size_t size)
 {
     return memory_is_lacking() ? NULL : __real_realloc(block, size);
+}
+
+void *__wrap_reallocarray(void *block, size_t count, size_t size)
+{
+    return memory_is_lacking() ? NULL : __real_reallocarray(block, count, size);
 }
 
 char *__wrap_strdup(const char *text)
@@ -181,6 +189,53 @@ static void test_text_array(void **state)
     fail_each_in_turn(make_array);
 }
 
+/* ---- instances ---- */
+
+/* Two instances and the schema of one of them. What libpq allocates is had. */
+static PGresult *make_rows(void)
+{
+    static const char *const texts[][3] = {
+        {"admin", "1", NULL}, {"shop", "2", NULL}, {NULL, NULL, "m_2"}};
+    static char name[] = "", yes[] = "t";
+    PGresAttDesc fields[10] = {0};
+    PGresult *rows = PQmakeEmptyPGresult(NULL, PGRES_TUPLES_OK);
+
+    for (int i = 0; i < 10; i++)
+        fields[i].name = name;
+    assert_true(PQsetResultAttrs(rows, 10, fields));
+    for (int row = 0; row < 3; row++)
+        for (int field = 0; field < 10; field++) {
+            const char *text = field < 3 ? texts[row][field] : yes;
+
+            /* It does not write to the text. */
+            assert_true(PQsetvalue(
+                rows, row, field, (char *)(uintptr_t)text, text ? (int)strlen(text) : -1));
+        }
+    return rows;
+}
+
+static bool read_instances(void)
+{
+    struct instances *instances = instances_new(NULL);
+    bool lacked = !instances, gone;
+
+    for (int i = 0; i < 2 && !lacked; i++) {
+        lacked = !instances_read(instances, make_rows(), &gone);
+        if (lacked)
+            assert_string_equal(instances_problem(instances), "out of memory");
+        else
+            assert_string_equal(instances_find(instances, "shop")->name, "m_2");
+    }
+    instances_free(instances);
+    return lacked;
+}
+
+static void test_instances(void **state)
+{
+    (void)state;
+    fail_each_in_turn(read_instances);
+}
+
 /* ---- waiting ---- */
 
 #define WAITERS 4
@@ -268,6 +323,7 @@ int main(void)
         cmocka_unit_test(test_record),
         cmocka_unit_test(test_reply),
         cmocka_unit_test(test_text_array),
+        cmocka_unit_test(test_instances),
         cmocka_unit_test(test_waiting),
     };
 
