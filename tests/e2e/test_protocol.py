@@ -507,6 +507,7 @@ CONNECTIONS = SHORT - 24
 def short(start_pool):
     """A pool of one worker whose limit on descriptors has been lowered while it runs."""
     pool = start_pool("--poll-interval", "100")
+    is_served(pool, count=1)
     lower_limit(pool, pool.workers()[0], SHORT)
     return pool
 
@@ -545,6 +546,7 @@ def test_idle_connections_give_way_oldest_first(short):
 def test_idle_connections_give_way_where_the_limit_is_not_ours(start_pool):
     """accept() says that there is no descriptor before we expect it."""
     pool = start_pool()
+    is_served(pool, count=1)
     worker = pool.workers()[0]
     with contextlib.ExitStack() as stack:
         kept = [stack.enter_context(kept_idle(pool)) for _ in range(20)]
