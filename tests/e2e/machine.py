@@ -3,6 +3,7 @@
 
 import os
 import pathlib
+import shutil
 import signal
 import subprocess
 
@@ -25,10 +26,12 @@ class Machine(Server):
     def __init__(self):
         super().__init__("machine")
         self.root = self.directory / "root"
+        # A host name, as those of temporary directories are not always.
+        self.machine = f"machine-{os.getpid()}"
         # systemd-nspawn puts what it starts beside itself.
-        self.groups = [pathlib.Path(f"/sys/fs/cgroup/{name}/{self.directory.name}") for name in ("systemd", "unified")
+        self.groups = [pathlib.Path(f"/sys/fs/cgroup/{name}/{self.machine}") for name in ("systemd", "unified")
                        if pathlib.Path(f"/sys/fs/cgroup/{name}/cgroup.procs").exists()]
-        self.groups = self.groups or [pathlib.Path(f"/sys/fs/cgroup/{self.directory.name}")]
+        self.groups = self.groups or [pathlib.Path(f"/sys/fs/cgroup/{self.machine}")]
 
     def start(self):
         self._make_root()
@@ -37,7 +40,8 @@ class Machine(Server):
 
     def _make_root(self):
         with open(self.log, "ab") as log:
-            made = subprocess.run(["debootstrap", "--variant=minbase", "--include=systemd-sysv,curl", "bookworm", self.root],
+            # What it mounts goes with it, however it ends.
+            made = subprocess.run(["unshare", "-m", "debootstrap", "--variant=minbase", "--include=systemd-sysv,curl", "bookworm", self.root],
                                   stdout=log, stderr=log)
         if made.returncode and any(NO_MIRROR in line for line in self.log_lines()):
             pytest.skip("debootstrap has no mirror")
@@ -60,7 +64,8 @@ class Machine(Server):
         assert done.returncode == 0, self.log_lines()[-20:]
 
     def _nspawn(self):
-        return ["systemd-nspawn", "-q", "-D", self.root, "--machine=debian", "--register=no", "--keep-unit", "--resolv-conf=off"]
+        return ["systemd-nspawn", "-q", "-D", self.root, f"--machine={self.machine}", "--register=no", "--keep-unit",
+                "--resolv-conf=off"]
 
     def _copy_repository(self):
         target = self.root / "srv/merchant-sessions"
@@ -106,10 +111,8 @@ class Machine(Server):
             except subprocess.TimeoutExpired:
                 os.kill(self._init, signal.SIGKILL)
                 self.process.wait(10)
-        self._remove_groups()
-        super().__exit__()
-
-    def _remove_groups(self):
         for group in self.groups:
             for path in sorted(group.glob("**/"), reverse=True):
                 path.rmdir()
+        shutil.rmtree(f"/run/systemd/nspawn/propagate/{self.machine}", ignore_errors=True)
+        super().__exit__()

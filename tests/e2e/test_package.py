@@ -157,8 +157,7 @@ def test_check_with_the_settings_of_the_service(machine):
 
 def test_who_may_open_the_socket(machine):
     assert machine.run(f"stat -c '%U %a' {SOCKET}").stdout.strip() == "www-data 600"
-    assert machine.run("ps -o user:32= -C merchant-session || ps -e -o user:32=,comm=", check=False).stdout.split()[0] == \
-        "merchant-sessions"
+    assert machine.run(f"stat -c %U /proc/{main_pid(machine)}").stdout.strip() == "merchant-sessions"
 
 
 def test_reload_fails_no_request(machine):
@@ -203,6 +202,31 @@ def test_the_sandbox_lets_tls_and_host_names_pass(machine):
         assert get(machine) == "200"
         assert "t" == sql(machine, "SELECT DISTINCT ssl FROM pg_stat_ssl JOIN pg_stat_activity USING (pid)"
                                    " WHERE usename = 'merchant-sessions'").stdout.strip()
+    assert get(machine) == "200"
+
+
+def test_a_tcp_socket(machine):
+    """By a drop-in, as `systemctl edit` makes it."""
+    upstream = "/etc/nginx/snippets/merchant-sessions-upstream.conf"
+    machine.run(f"""
+        mkdir /etc/systemd/system/merchant-sessions.socket.d
+        printf '[Socket]\\nListenStream=\\nListenStream=127.0.0.1:9000\\n' \\
+            >/etc/systemd/system/merchant-sessions.socket.d/override.conf
+        systemctl daemon-reload
+        systemctl stop merchant-sessions.socket
+        systemctl start merchant-sessions
+        sed -i.shipped 's|unix:[^ ]*|127.0.0.1:9000|' {upstream}
+        systemctl restart nginx
+    """)
+    assert get(machine) == "200"
+    machine.run(f"""
+        rm -r /etc/systemd/system/merchant-sessions.socket.d
+        mv {upstream}.shipped {upstream}
+        systemctl daemon-reload
+        systemctl stop merchant-sessions.socket
+        systemctl start merchant-sessions
+        systemctl restart nginx
+    """)
     assert get(machine) == "200"
 
 
@@ -254,3 +278,19 @@ def test_remove_and_purge(machine):
     machine.run("apt-get -q -y purge merchant-sessions; rm /etc/merchant-sessions.pgpass")
     assert left_files(machine) == []
     assert machine.run("systemctl --failed --plain --no-legend").stdout == ""
+
+
+def test_without_the_package(machine):
+    """The lines of README that install what meson has built. The packages that they need are there."""
+    text = (ROOT / "README").read_text().split("Without the package:")[1]
+    lines = [line.strip() for line in re.search(r"\n\n((?:    .*\n)+)", text)[1].splitlines()]
+    assert lines[0].startswith("apt-get install ")
+    machine.run("cd /srv/merchant-sessions\n" + "\n".join(lines[1:]))
+    machine.run("""
+        systemctl stop apache2
+        cd /etc/nginx/snippets
+        cp /usr/local/share/merchant-sessions/conf/nginx-upstream.conf merchant-sessions-upstream.conf
+        cp /usr/local/share/merchant-sessions/conf/nginx-location.conf merchant-sessions-location.conf
+        systemctl start nginx
+    """)
+    assert [get(machine, session) for session in ("paid", "ordered", "unknown")] == ["200", "202", "404"]
