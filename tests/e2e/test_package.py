@@ -230,6 +230,19 @@ def test_a_tcp_socket(machine):
     assert get(machine) == "200"
 
 
+def test_the_sandbox_lets_that_of_the_program_be(machine):
+    """What a worker can give up does not depend on systemd."""
+    alone = machine.run("""
+        runuser -u merchant-sessions -- /usr/libexec/merchant-sessions.fcgi -v -w 0 -l /tmp/own.sock 2>/tmp/own.log &
+        while ! grep -o 'sandbox: .*' /tmp/own.log; do sleep 0.1; done
+        kill $!
+        wait $! || true
+    """).stdout.strip()
+    with settings(machine, "MERCHANT_SESSIONS_VERBOSE=1"):
+        wait_until(lambda: "sandbox: " in journal(machine), what="its line in the log")
+        assert set(re.findall("sandbox: .*", journal(machine))) == {alone}
+
+
 def test_a_wrong_setting(machine):
     with settings(machine, "MERCHANT_SESSIONS_MAX_WAIT=long"):
         wait_until(lambda: state(machine, "merchant-sessions") == "failed", 10, "failure")
