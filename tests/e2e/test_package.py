@@ -237,7 +237,7 @@ def test_the_sandbox_lets_that_of_the_program_be(machine):
         while ! grep -o 'sandbox: .*' /tmp/own.log; do sleep 0.1; done
         kill $!
         wait $! || true
-    """).stdout.strip()
+    """).stdout.splitlines()[0]
     with settings(machine, "MERCHANT_SESSIONS_VERBOSE=1"):
         wait_until(lambda: "sandbox: " in journal(machine), what="its line in the log")
         assert set(re.findall("sandbox: .*", journal(machine))) == {alone}
