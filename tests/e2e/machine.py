@@ -41,8 +41,8 @@ class Machine(Server):
     def _make_root(self):
         with open(self.log, "ab") as log:
             # What it mounts goes with it, however it ends.
-            made = subprocess.run(["unshare", "-m", "debootstrap", "--variant=minbase", "--include=systemd-sysv,curl", "bookworm", self.root],
-                                  stdout=log, stderr=log)
+            made = subprocess.run(["unshare", "-m", "debootstrap", "--variant=minbase", "--include=systemd-sysv,dbus,curl", "bookworm",
+                                   self.root], stdout=log, stderr=log)
         if made.returncode and any(NO_MIRROR in line for line in self.log_lines()):
             pytest.skip("debootstrap has no mirror")
         assert made.returncode == 0, self.log_lines()[-20:]
