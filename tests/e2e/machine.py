@@ -12,8 +12,8 @@ import pytest
 from servers import ROOT, Server, children, start, wait_until
 
 # What the operator's commands install, and this machine has no network for once it runs.
-LATER = ["apache2", "build-essential", "debhelper", "dh-apache2", "libcjson-dev", "libcmocka-dev", "libfcgi-dev", "libpq-dev", 
-         "meson", "pkg-config", "postgresql"]
+LATER = ["apache2", "build-essential", "debhelper", "dh-apache2", "libcjson-dev", "libcmocka-dev", "libfcgi-dev",
+         "libpq-dev", "meson", "pkg-config", "postgresql"]
 NO_MIRROR = "Failed getting release file"
 
 
@@ -41,8 +41,8 @@ class Machine(Server):
     def _make_root(self):
         with open(self.log, "ab") as log:
             # What it mounts goes with it, however it ends.
-            made = subprocess.run(["unshare", "-m", "debootstrap", "--variant=minbase", "--include=systemd-sysv,dbus,curl", "bookworm",
-                                   self.root], stdout=log, stderr=log)
+            made = subprocess.run(["unshare", "-m", "debootstrap", "--variant=minbase",
+                                   "--include=systemd-sysv,dbus,curl", "bookworm", self.root], stdout=log, stderr=log)
         if made.returncode and any(NO_MIRROR in line for line in self.log_lines()):
             pytest.skip("debootstrap has no mirror")
         assert made.returncode == 0, self.log_lines()[-20:]
@@ -72,20 +72,23 @@ class Machine(Server):
     def _copy_repository(self):
         target = self.root / "srv/merchant-sessions"
         target.mkdir()
-        files = subprocess.run(["tar", "-C", ROOT, "-c", "--exclude-vcs", "--exclude=./build*", "."], stdout=subprocess.PIPE,
-                               check=True)
+        files = subprocess.run(["tar", "-C", ROOT, "-c", "--exclude-vcs", "--exclude=./build*", "."], check=True,
+                               stdout=subprocess.PIPE)
         subprocess.run(["tar", "-C", target, "-x", "--no-same-owner"], input=files.stdout, check=True)
 
     def _boot(self):
         for group in self.groups:
             group.mkdir()
         script = 'for group in $CGROUPS; do echo $$ >"$group/cgroup.procs"; done; exec "$@"'
+        environment = {**os.environ, "CGROUPS": " ".join(map(str, self.groups))}
         with open(self.log, "ab") as log:
-            self.process = start(["sh", "-c", script, "boot", *self._nspawn(), "--private-network", "--console=pipe", "-b"],
-                                 env={**os.environ, "CGROUPS": " ".join(map(str, self.groups))}, stdout=log, stderr=log)
+            self.process = start(["sh", "-c", script, "boot", *self._nspawn(), "--private-network", "--console=pipe",
+                                  "-b"], env=environment, stdout=log, stderr=log)
         wait_until(lambda: self.running() and children(self.process.pid), 10, "systemd-nspawn")
-        wait_until(lambda: self.run("systemctl is-system-running", check=False).stdout.strip() in ("running", "degraded"), 60,
-                   "systemd")
+        wait_until(self._is_up, 60, "systemd")
+
+    def _is_up(self):
+        return self.run("systemctl is-system-running", check=False).stdout.strip() in ("running", "degraded")
 
     @property
     def _init(self):
@@ -94,8 +97,9 @@ class Machine(Server):
     def later(self, script, **options):
         """The same as a process that goes on."""
         return subprocess.Popen(
-            ["nsenter", "-t", str(self._init), "-m", "-u", "-i", "-n", "-p", "-C", "-r", "-w", "env", "-i", "HOME=/root",
-             "PATH=/usr/sbin:/usr/bin:/sbin:/bin", "DEBIAN_FRONTEND=noninteractive", "LC_ALL=C.UTF-8", "sh", "-e", "-c", script],
+            ["nsenter", "-t", str(self._init), "-m", "-u", "-i", "-n", "-p", "-C", "-r", "-w",
+             "env", "-i", "HOME=/root", "PATH=/usr/sbin:/usr/bin:/sbin:/bin", "DEBIAN_FRONTEND=noninteractive",
+             "LC_ALL=C.UTF-8", "sh", "-e", "-c", script],
             stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, **options)
 
     def run(self, script, check=True):

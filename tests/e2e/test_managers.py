@@ -61,8 +61,8 @@ def assert_serves(merchant):
 def test_spawn_fcgi_with_two_processes(program, database, assert_serves, tmp_path):
     need("spawn-fcgi")
     path, pids = tmp_path / "sock", tmp_path / "pids"
-    subprocess.run(["spawn-fcgi", "-s", path, "-F", "2", "-P", pids, "--", program, "--workers", "0", "--database", database],
-                   check=True, stdout=subprocess.DEVNULL, timeout=10)
+    subprocess.run(["spawn-fcgi", "-s", path, "-F", "2", "-P", pids, "--", program, "--workers", "0",
+                    "--database", database], check=True, stdout=subprocess.DEVNULL, timeout=10)
     processes = [int(pid) for pid in re.findall(r"\d+", pids.read_text())]
     try:
         assert len(processes) == 2
@@ -93,14 +93,16 @@ def test_multiwatch(program, database, assert_serves):
 # runit and s6, by the same run script
 
 def write_service(pool, database):
-    """A service directory with conf/run, pointed at other paths and users; where the settings are is told in `settings`."""
+    """A service directory with conf/run, pointed at other paths and users."""
     service = pool.directory / "service"
     service.mkdir()
     settings = pool.directory / "settings"
     settings.write_text(SETTINGS.read_text() + f'{PREFIX}DATABASE="{database}"\n{PREFIX}WORKERS=2\n')
     script = (ROOT / "conf/run").read_text()
-    for shipped, ours in {"/etc/default/merchant-sessions": settings, "/run/merchant-sessions/merchant-sessions.sock": pool.socket,
-                          "/run/merchant-sessions": pool.directory, "/usr/local/libexec/merchant-sessions.fcgi": pool.program,
+    for shipped, ours in {"/etc/default/merchant-sessions": settings,
+                          "/run/merchant-sessions/merchant-sessions.sock": pool.socket,
+                          "/run/merchant-sessions": pool.directory,
+                          "/usr/local/libexec/merchant-sessions.fcgi": pool.program,
                           "-u merchant-sessions -g merchant-sessions": "-u nobody -g nogroup"}.items():
         assert shipped in script
         script = script.replace(shipped, str(ours))
@@ -156,7 +158,8 @@ def test_a_socket_of_systemd(program, database, assert_serves):
 def test_two_sockets_of_systemd_are_too_many(program, tmp_path):
     need("systemd-socket-activate")
     paths = [tmp_path / "one", tmp_path / "two"]
-    process = start(["systemd-socket-activate", "-l", paths[0], "-l", paths[1], program], stderr=subprocess.PIPE, text=True)
+    process = start(["systemd-socket-activate", "-l", paths[0], "-l", paths[1], program], stderr=subprocess.PIPE,
+                    text=True)
     try:
         wait_until(lambda: can_connect(paths[1]), 5, "the sockets")
         _, lines = process.communicate(timeout=10)
@@ -177,9 +180,9 @@ def units(program, tmp_path):
 
 
 def test_the_units_are_sound(units):
-    done = subprocess.run(["systemd-analyze", "verify", "--man=no", "./merchant-sessions.socket", "./merchant-sessions.service"],
-                          cwd=units, capture_output=True, text=True)
-    assert (done.returncode, [line for line in done.stderr.splitlines() if "merchant-sessions" in line]) == (0, []), done
+    done = subprocess.run(["systemd-analyze", "verify", "--man=no", "./merchant-sessions.socket",
+                           "./merchant-sessions.service"], cwd=units, capture_output=True, text=True)
+    assert done.returncode == 0 and "merchant-sessions" not in done.stderr, done
 
 
 def test_the_sandbox_is_tight(units):

@@ -33,8 +33,8 @@ def packages(tmp_path_factory):
     built = []
     for umask in (0o022, 0o077):
         directory = tmp_path_factory.mktemp(f"package-{umask:o}")
-        done = subprocess.run([ROOT / "conf/package", directory], env={**os.environ, "TMPDIR": str(directory)}, umask=umask,
-                              capture_output=True, text=True)
+        done = subprocess.run([ROOT / "conf/package", directory], env={**os.environ, "TMPDIR": str(directory)},
+                              umask=umask, capture_output=True, text=True)
         assert done.returncode == 0, done.stderr
         built.append(directory / os.path.basename(done.stdout.strip()))
     return built
@@ -58,12 +58,14 @@ def machine():
 
 
 def sql(machine, text):
-    return machine.run(f'runuser -u postgres -- psql -X -q -A -t -v ON_ERROR_STOP=1 -d taler-merchant <<"END"\n{text}\nEND')
+    psql = "runuser -u postgres -- psql -X -q -A -t -v ON_ERROR_STOP=1 -d taler-merchant"
+    return machine.run(f'{psql} <<"END"\n{text}\nEND')
 
 
 def get(machine, session="paid", timeout_ms=0):
-    """The status, and what follows it."""
-    return machine.run(f"curl -s -m 60 -w '\\n%{{http_code}}' '{URL % session}&timeout_ms={timeout_ms}'").stdout.splitlines()[-1]
+    """The status."""
+    done = machine.run(f"curl -s -m 60 -o /dev/null -w '%{{http_code}}' '{URL % session}&timeout_ms={timeout_ms}'")
+    return done.stdout
 
 
 def state(machine, unit):
@@ -135,8 +137,11 @@ def test_the_four_commands_of_readme(machine):
     sql(machine, (ROOT / "conf/example.sql").read_text())
     commands = commands_of_readme()
     assert len(commands) == 4, commands
-    machine.run("cd /srv/merchant-sessions\nexport APT_CONFIG=/tmp/apt.conf\necho 'APT::Get::Assume-Yes \"1\";' >$APT_CONFIG\n" +
-                "\n".join(commands))
+    machine.run("""
+        cd /srv/merchant-sessions
+        export APT_CONFIG=/tmp/apt.conf
+        echo 'APT::Get::Assume-Yes "1";' >$APT_CONFIG
+    """ + "\n".join(commands))
     sql(machine, "SELECT demo.make_order('shop', 'order-1', 'paid', 'https://shop.example/7');"
                  "SELECT demo.pay_order('order-1');"
                  "SELECT demo.make_order('shop', 'order-2', 'ordered', 'https://shop.example/7')")
@@ -278,8 +283,8 @@ def test_apache_with_the_file_of_the_package(machine):
 
 
 def left_files(machine):
-    return machine.run("find /etc /usr /var/lib /lib/systemd -path /var/lib/dpkg -prune -o -path '*merchant-sessions*' -print"
-                       ).stdout.split()
+    return machine.run("find /etc /usr /var/lib /lib/systemd -path /var/lib/dpkg -prune -o"
+                       " -path '*merchant-sessions*' -print").stdout.split()
 
 
 def test_remove_and_purge(machine):
