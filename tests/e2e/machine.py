@@ -12,7 +12,7 @@ import pytest
 from servers import ROOT, Server, children, start, wait_until
 
 # What the operator's commands install, and this machine has no network for once it runs.
-LATER = ["apache2", "build-essential", "debhelper", "dh-apache2", "libcjson-dev", "libcmocka-dev", "libfcgi-dev",
+LATER = ["apache2", "apache2-dev", "build-essential", "debhelper", "libcjson-dev", "libcmocka-dev", "libfcgi-dev",
          "libpq-dev", "meson", "pkg-config", "postgresql"]
 NO_MIRROR = "Failed getting release file"
 
