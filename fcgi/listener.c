@@ -6,6 +6,7 @@
 #include <netdb.h>
 #include <netinet/in.h>
 #include <stdio.h>
+#include <stdlib.h>
 #include <string.h>
 #include <sys/file.h>
 #include <sys/socket.h>
@@ -16,24 +17,51 @@
 
 #include "log.h"
 
+/* Where a process that starts this one leaves the socket: see listener_inherit(). */
+#define FASTCGI_SOCKET       0
+#define SYSTEMD_FIRST_SOCKET 3
+
 /* How often, and for how long together (1 s), a lock that is taken is tried. */
 #define LOCK_TRIES    100
 #define LOCK_PAUSE_NS (10 * 1000 * 1000)
+
+static bool listener_is_listening(int fd)
+{
+    int listening = 0;
+    socklen_t length = sizeof listening;
+
+    return getsockopt(fd, SOL_SOCKET, SO_ACCEPTCONN, &listening, &length) == 0 && listening;
+}
+
+/* How many sockets systemd has passed to this process, as text; NULL: none. The variables may also
+ * be those of a parent that has left them in the environment. */
+static const char *listener_systemd_sockets(void)
+{
+    const char *pid = getenv("LISTEN_PID");
+    char own[32];
+
+    snprintf(own, sizeof own, "%ld", (long)getpid());
+    return pid && strcmp(pid, own) == 0 ? getenv("LISTEN_FDS") : NULL;
+}
+
+const char *listener_inherit(int *fd)
+{
+    const char *sockets = listener_systemd_sockets();
+
+    *fd = sockets ? SYSTEMD_FIRST_SOCKET : FASTCGI_SOCKET;
+    if (sockets && strcmp(sockets, "1") != 0)
+        return "LISTEN_FDS is not 1: one listening socket is served, no more";
+    if (listener_is_listening(*fd))
+        return NULL;
+    return sockets ? "LISTEN_FDS: descriptor 3 is not a listening socket"
+                   : "no listening socket on descriptor 0, and no --listen";
+}
 
 /* The functions below return NULL, or the reason why something cannot be done. */
 
 static bool listener_is_path(const char *address)
 {
     return strchr(address, '/') != NULL;
-}
-
-bool listener_is_inherited(void)
-{
-    int listening = 0;
-    socklen_t length = sizeof listening;
-
-    return getsockopt(LISTENER_INHERITED, SOL_SOCKET, SO_ACCEPTCONN, &listening, &length) == 0 &&
-           listening;
 }
 
 /*

@@ -5,9 +5,6 @@
 #include <stdbool.h>
 #include <sys/types.h>
 
-/* Where FastCGI has the listening socket (FastCGI 1.0, section 2.2). */
-#define LISTENER_INHERITED 0
-
 /* A listening socket that listener_open() has made. */
 struct listener {
     int fd;
@@ -16,8 +13,13 @@ struct listener {
     ino_t inode;
 };
 
-/* Whether descriptor 0 is a listening socket. */
-bool listener_is_inherited(void);
+/*
+ * Finds the listening socket that this process was started with. That is descriptor 3 if LISTEN_PID
+ * names this process and LISTEN_FDS is set, which is how systemd passes sockets (sd_listen_fds(3)).
+ * Else it is descriptor 0, where FastCGI has it (FastCGI 1.0, section 2.2). Returns NULL with *fd
+ * set, or the reason why there is none to serve.
+ */
+const char *listener_inherit(int *fd);
 
 /*
  * Opens a listening socket. The address must outlive the listener. It is one of

@@ -74,6 +74,17 @@ static int main_listen_and_serve(const struct options *options)
     return status;
 }
 
+static int main_inherit_and_serve(const struct options *options)
+{
+    int fd;
+    const char *reason = listener_inherit(&fd);
+
+    if (!reason)
+        return main_serve(options, fd);
+    fprintf(stderr, "merchant-sessions: %s\n", reason);
+    return EX_USAGE;
+}
+
 int main(int argc, char *argv[])
 {
     struct options options = options_read(argc, argv);
@@ -83,10 +94,5 @@ int main(int argc, char *argv[])
     if (options.check)
         return check_run(&options);
     worker_block_signals();
-    if (options.listen)
-        return main_listen_and_serve(&options);
-    if (listener_is_inherited())
-        return main_serve(&options, LISTENER_INHERITED);
-    fputs("merchant-sessions: no listening socket on descriptor 0, and no --listen\n", stderr);
-    return EX_USAGE;
+    return options.listen ? main_listen_and_serve(&options) : main_inherit_and_serve(&options);
 }

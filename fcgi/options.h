@@ -10,7 +10,7 @@ struct options {
     const char *database;        /* conninfo; NULL: libpq's own environment variables */
     const char *instance_schema; /* pattern with {id} or {serial}; NULL: found by itself */
     int workers;                 /* processes; 0: serve in this process */
-    const char *listen;          /* a path, HOST:PORT or :PORT; NULL: descriptor 0 */
+    const char *listen;          /* a path, HOST:PORT or :PORT; NULL: see listener_inherit() */
     mode_t socket_mode;          /* of a path */
     int poll_interval_ms;
     int max_wait_ms;

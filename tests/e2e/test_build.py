@@ -8,7 +8,10 @@ import pytest
 
 from servers import ROOT
 
-INSTALLED = {"libexec/merchant-sessions.fcgi", "share/man/man8/merchant-sessions.fcgi.8"}
+INSTALLED = {"libexec/merchant-sessions.fcgi", "share/man/man8/merchant-sessions.fcgi.8",
+             "lib/systemd/system/merchant-sessions.socket", "lib/systemd/system/merchant-sessions.service",
+             "lib/sysusers.d/merchant-sessions.conf", "share/merchant-sessions/conf/merchant-sessions.default",
+             "share/merchant-sessions/sql/role.sql"}
 
 
 @pytest.fixture(scope="module")
@@ -24,6 +27,8 @@ def installed(tmp_path_factory):
 def test_files(installed):
     for name in INSTALLED:
         assert (installed / name).is_file()
+    service = (installed / "lib/systemd/system/merchant-sessions.service").read_text()
+    assert "\nExecStart=/usr/local/libexec/merchant-sessions.fcgi\n" in service
 
 
 def test_hardening(installed):

@@ -542,22 +542,79 @@ static void test_hosts_that_cannot_be_had(void **state)
                 strstr(capture.text, gai_strerror(EAI_FAIL)));
 }
 
-/* Descriptor 0 */
+/* Sockets from the process that starts this one */
 
-static void test_inherited(void **state)
+static void set_systemd_variables(pid_t pid, const char *sockets)
+{
+    char text[32];
+
+    snprintf(text, sizeof text, "%ld", (long)pid);
+    setenv("LISTEN_PID", text, 1);
+    setenv("LISTEN_FDS", sockets, 1);
+}
+
+static void assert_inherited(int wanted)
+{
+    int fd = -1;
+
+    assert_null(listener_inherit(&fd));
+    assert_int_equal(fd, wanted);
+}
+
+static void assert_not_inherited(const char *reason)
+{
+    int fd;
+    const char *text = listener_inherit(&fd);
+
+    assert_non_null(text);
+    assert_non_null(strstr(text, reason));
+}
+
+static void test_descriptor_0(void **state)
 {
     int saved = dup(STDIN_FILENO), fd = foreign_socket("sock", -1);
 
     (void)state;
     assert_int_equal(dup2(open("/dev/null", O_RDONLY), 0), 0);
-    assert_false(listener_is_inherited());
+    assert_not_inherited("descriptor 0");
     assert_int_equal(dup2(fd, 0), 0);
-    assert_false(listener_is_inherited());
+    assert_not_inherited("descriptor 0");
     assert_int_equal(listen(0, 1), 0);
-    assert_true(listener_is_inherited());
+    assert_inherited(0);
+    set_systemd_variables(getppid(), "1");
+    assert_inherited(0);
+    set_systemd_variables(getpid(), "1");
+    unsetenv("LISTEN_FDS");
+    assert_inherited(0);
     close(0);
-    assert_false(listener_is_inherited());
+    assert_not_inherited("descriptor 0");
+    unsetenv("LISTEN_PID");
     dup2(saved, 0);
+    close(saved);
+    close(fd);
+}
+
+static void test_a_socket_of_systemd(void **state)
+{
+    int saved = dup(3), fd = foreign_socket("sock", -1);
+
+    (void)state;
+    assert_int_equal(dup2(fd, 3), 3);
+    set_systemd_variables(getpid(), "1");
+    assert_not_inherited("descriptor 3");
+    assert_int_equal(listen(3, 1), 0);
+    assert_inherited(3);
+    for (const char **sockets = (const char *[]){"2", "0", "", "-1", "1x", "one", NULL}; *sockets;
+         sockets++) {
+        set_systemd_variables(getpid(), *sockets);
+        assert_not_inherited("LISTEN_FDS");
+    }
+    unsetenv("LISTEN_PID");
+    unsetenv("LISTEN_FDS");
+    if (saved < 0)
+        close(3);
+    else
+        dup2(saved, 3);
     close(saved);
     close(fd);
 }
@@ -585,7 +642,8 @@ int main(void)
         TEST(test_a_port_that_is_taken),
         TEST(test_a_restart_after_connections),
         TEST(test_hosts_that_cannot_be_had),
-        TEST(test_inherited),
+        TEST(test_descriptor_0),
+        TEST(test_a_socket_of_systemd),
     };
 
     return cmocka_run_group_tests(tests, NULL, NULL);
