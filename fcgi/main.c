@@ -4,6 +4,7 @@
 #include <stdlib.h>
 #include <sys/resource.h>
 #include <sysexits.h>
+#include <unistd.h>
 
 #include "check.h"
 #include "listener.h"
@@ -85,6 +86,16 @@ static int main_inherit_and_serve(const struct options *options)
     return EX_USAGE;
 }
 
+/* What root may do, a flaw could do too. */
+static int main_refuse_root(void)
+{
+    fputs(
+        "merchant-sessions: root is more than this program needs: run it as another user, or with "
+        "--allow-root\n",
+        stderr);
+    return EX_NOPERM;
+}
+
 int main(int argc, char *argv[])
 {
     struct options options = options_read(argc, argv);
@@ -93,6 +104,8 @@ int main(int argc, char *argv[])
     log_set_level(main_log_level(&options));
     if (options.check)
         return check_run(&options);
+    if (geteuid() == 0 && !options.allow_root)
+        return main_refuse_root();
     worker_block_signals();
     return options.listen ? main_listen_and_serve(&options) : main_inherit_and_serve(&options);
 }

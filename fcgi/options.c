@@ -25,6 +25,7 @@ enum {
     MAX_WAIT,
     MAX_WAITING,
     DB_TIMEOUT,
+    ALLOW_ROOT,
     NO_SANDBOX,
     CHECK
 };
@@ -45,6 +46,7 @@ static const char options_usage[] =
     "      --max-wait MS        upper limit of timeout_ms (50000)\n"
     "      --max-waiting N      waiting requests per worker (8192)\n"
     "      --db-timeout MS      time limit of the database's answer (2000)\n"
+    "      --allow-root         serve although the user is root\n"
     "      --no-sandbox         let workers keep rights that they do not need\n"
     "      --check              check the set-up and the database, then exit\n"
     "  -v, --verbose            log more\n"
@@ -64,6 +66,7 @@ static const struct option options_long[] = {
     {"max-wait", required_argument, NULL, MAX_WAIT},
     {"max-waiting", required_argument, NULL, MAX_WAITING},
     {"db-timeout", required_argument, NULL, DB_TIMEOUT},
+    {"allow-root", no_argument, NULL, ALLOW_ROOT},
     {"no-sandbox", no_argument, NULL, NO_SANDBOX},
     {"check", no_argument, NULL, CHECK},
     {"verbose", no_argument, NULL, 'v'},
@@ -172,6 +175,9 @@ static void options_set(struct options *options, int option, const char *name, c
         break;
     case DB_TIMEOUT:
         options->db_timeout_ms = options_read_int(name, value, 10, 60 * 1000);
+        break;
+    case ALLOW_ROOT:
+        options->allow_root = options_read_flag(name, value);
         break;
     case NO_SANDBOX:
         options->no_sandbox = options_read_flag(name, value);

@@ -16,6 +16,7 @@ struct options {
     int max_wait_ms;
     int max_waiting; /* parked requests in each worker */
     int db_timeout_ms;
+    bool allow_root; /* serve as root, too */
     bool no_sandbox; /* give nothing up: see sandbox.h */
     bool check;      /* check the set-up, serve nobody */
     bool verbose;

@@ -31,6 +31,11 @@ ROLE = "merchant-sessions"
 LOG_LINE = re.compile(r"merchant-sessions\[\d+\] (error|warning|info|debug): \S.*")
 
 
+# Tests run as root, mostly, and the program does not unless this variable tells it to.
+ALLOW_ROOT = "MERCHANT_SESSIONS_ALLOW_ROOT"
+os.environ.setdefault(ALLOW_ROOT, "1")
+
+
 def wait_until(condition, seconds=10, what="condition"):
     """Poll until `condition()` is true and return its value."""
     deadline = time.monotonic() + seconds

@@ -12,12 +12,13 @@ sys.path.insert(0, str(pathlib.Path(__file__).resolve().parent.parent))
 
 from client import Fcgi, Http  # noqa: E402
 from merchant import MARKER, Merchant  # noqa: E402
-from servers import LOG_LINE, Nginx, Pool, Postgres, location, make_shop, upstream  # noqa: E402
+from servers import ALLOW_ROOT, LOG_LINE, Nginx, Pool, Postgres, location, make_shop, upstream  # noqa: E402
 
 # The environment of the caller has no say.
 for name in [name for name in os.environ if name.startswith(("PG", "MERCHANT_SESSIONS_"))]:
     if name not in ("MERCHANT_SESSIONS_PROGRAM", "MERCHANT_SESSIONS_LOOKUP_PROBE"):
         del os.environ[name]
+os.environ[ALLOW_ROOT] = "1"
 
 
 class CheckedPool(Pool):

@@ -17,7 +17,7 @@ import pytest
 from client import Fcgi, assert_order
 from conftest import CheckedPool
 from merchant import new_session, new_url
-from servers import ROOT, children, start, state, wait_until
+from servers import ALLOW_ROOT, ROOT, children, start, state, wait_until
 
 PREFIX = "MERCHANT_SESSIONS_"
 SETTINGS = ROOT / "conf/merchant-sessions.default"
@@ -145,7 +145,7 @@ def can_connect(path):
 
 def activate(pool, *more):
     """It starts the program at the first connection."""
-    return ["systemd-socket-activate", "-l", pool.socket, *more, "-E", "UBSAN_OPTIONS", pool.program, *pool.options]
+    return ["systemd-socket-activate", "-E", ALLOW_ROOT, "-l", pool.socket, *more, "-E", "UBSAN_OPTIONS", pool.program, *pool.options]
 
 
 def test_a_socket_of_systemd(program, database, assert_serves):
@@ -158,7 +158,7 @@ def test_a_socket_of_systemd(program, database, assert_serves):
 def test_two_sockets_of_systemd_are_too_many(program, tmp_path):
     need("systemd-socket-activate")
     paths = [tmp_path / "one", tmp_path / "two"]
-    process = start(["systemd-socket-activate", "-l", paths[0], "-l", paths[1], program], stderr=subprocess.PIPE,
+    process = start(["systemd-socket-activate", "-E", ALLOW_ROOT, "-l", paths[0], "-l", paths[1], program], stderr=subprocess.PIPE,
                     text=True)
     try:
         wait_until(lambda: can_connect(paths[1]), 5, "the sockets")

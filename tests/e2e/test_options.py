@@ -40,6 +40,14 @@ def test_unknown_options(program, path, option):
     assert_refused(run(program, "-l", path, option), option.split("=")[0], option.strip("-"))
 
 
+@pytest.mark.skipif(os.geteuid() != 0, reason="not root")
+def test_root_is_refused(program, path):
+    done = run(program, "-l", path, env={PREFIX + "ALLOW_ROOT": "0"})
+    assert (done.returncode, done.stdout) == (77, "")
+    assert "--allow-root" in done.stderr
+    assert not os.path.exists(path)
+
+
 def test_words_that_are_no_options(program, path):
     assert_refused(run(program, "-l", path, "start"), "start")
 
