@@ -50,6 +50,8 @@ static const struct rule {
     {"--verbose", "-v", "MERCHANT_SESSIONS_VERBOSE", KIND_FLAG, 0, 1},
     {"--version", "-V", NULL, KIND_END, 0, 0},
     {"--help", "-h", NULL, KIND_END, 0, 0},
+    {"--allow-root", NULL, "MERCHANT_SESSIONS_ALLOW_ROOT", KIND_FLAG, 0, 1},
+    {"--no-sandbox", NULL, "MERCHANT_SESSIONS_NO_SANDBOX", KIND_FLAG, 0, 1},
 };
 
 /* Places in the table. */
@@ -64,7 +66,7 @@ enum {
     MAX_WAITING,
     DB_TIMEOUT
 };
-enum { CHECK_FLAG = DB_TIMEOUT + 1, VERBOSE, RULES };
+enum { CHECK_FLAG = DB_TIMEOUT + 1, VERBOSE, ALLOW_ROOT = VERBOSE + 3, NO_SANDBOX, RULES };
 
 /* How a setting is given. */
 enum way { WAY_VARIABLE, WAY_WORDS, WAY_EQUALS, WAY_LETTER, WAY_RAW, WAYS };
@@ -381,6 +383,8 @@ static void check_options(const struct model *model, const struct options *optio
     CHECK(is_number(model, DB_TIMEOUT, options->db_timeout_ms, 2000));
     CHECK(is_number(model, CHECK_FLAG, options->check, false));
     CHECK(is_number(model, VERBOSE, options->verbose, false));
+    CHECK(is_number(model, ALLOW_ROOT, options->allow_root, false));
+    CHECK(is_number(model, NO_SANDBOX, options->no_sandbox, false));
 }
 
 /* One line that names what is refused, and is the same for all values of a secret. */
