@@ -46,12 +46,12 @@ static const struct rule {
     {"--max-wait", NULL, "MERCHANT_SESSIONS_MAX_WAIT", KIND_NUMBER, 0, 86400000},
     {"--max-waiting", NULL, "MERCHANT_SESSIONS_MAX_WAITING", KIND_NUMBER, 0, 1000000},
     {"--db-timeout", NULL, "MERCHANT_SESSIONS_DB_TIMEOUT", KIND_NUMBER, 10, 60000},
+    {"--allow-root", NULL, "MERCHANT_SESSIONS_ALLOW_ROOT", KIND_FLAG, 0, 1},
+    {"--no-sandbox", NULL, "MERCHANT_SESSIONS_NO_SANDBOX", KIND_FLAG, 0, 1},
     {"--check", NULL, "MERCHANT_SESSIONS_CHECK", KIND_FLAG, 0, 1},
     {"--verbose", "-v", "MERCHANT_SESSIONS_VERBOSE", KIND_FLAG, 0, 1},
     {"--version", "-V", NULL, KIND_END, 0, 0},
     {"--help", "-h", NULL, KIND_END, 0, 0},
-    {"--allow-root", NULL, "MERCHANT_SESSIONS_ALLOW_ROOT", KIND_FLAG, 0, 1},
-    {"--no-sandbox", NULL, "MERCHANT_SESSIONS_NO_SANDBOX", KIND_FLAG, 0, 1},
 };
 
 /* Places in the table. */
@@ -66,7 +66,7 @@ enum {
     MAX_WAITING,
     DB_TIMEOUT
 };
-enum { CHECK_FLAG = DB_TIMEOUT + 1, VERBOSE, ALLOW_ROOT = VERBOSE + 3, NO_SANDBOX, RULES };
+enum { ALLOW_ROOT = DB_TIMEOUT + 1, NO_SANDBOX, CHECK_FLAG, VERBOSE, RULES };
 
 /* How a setting is given. */
 enum way { WAY_VARIABLE, WAY_WORDS, WAY_EQUALS, WAY_LETTER, WAY_RAW, WAYS };
