@@ -130,3 +130,41 @@ def complete(program, words):
     done = subprocess.run(["bash", "-c", script, "bash", COMPLETION, program, *words], capture_output=True, text=True)
     assert (done.returncode, done.stderr) == (0, "")
     return set(done.stdout.split())
+
+
+# The log, and README's table of its lines
+
+def log_formats():
+    """The format of each line of the log with the level warning or error."""
+    formats = set()
+    for source in sorted((ROOT / "fcgi").glob("*.c")):
+        text = re.sub(r'"\s+"', "", source.read_text())
+        formats |= set(re.findall(r'log_(?:error|warning)\(\s*"((?:[^"\\]|\\.)*)"', text))
+    return formats
+
+
+def words(line):
+    """The fixed parts of a format, or of a row of the table."""
+    parts = re.split(r'[…"()]|%[-.*\d]*[a-z]+', line.replace("\\", ""))
+    return [part.strip(" ,:;") for part in parts if len(part.strip(" ,:;")) > 3]
+
+
+def rows_of_log_table():
+    table = README.partition("| line | meaning |")[2].partition("\n\n")[0]
+    return [row.split("|")[1].strip() for row in table.splitlines()[2:]]
+
+
+def test_each_row_of_the_log_is_in_the_program():
+    sources = "\n".join(re.sub(r'"\s+"', "", path.read_text()) for path in (ROOT / "fcgi").glob("*.c"))
+    rows = rows_of_log_table()
+    assert len(rows) > 15
+    for row in rows:
+        for part in words(re.sub(r"^database: ", "", row)):
+            for piece in part.split(", "):
+                assert piece in sources, (row, piece)
+
+
+def test_each_warning_is_in_readme():
+    named = {word for row in rows_of_log_table() for part in words(row) for word in part.split(", ") if len(word) > 10}
+    missing = [line for line in log_formats() if words(line) and not any(word in line.replace("\\", "") for word in named)]
+    assert not missing
