@@ -32,9 +32,9 @@ FAR_LEVEL = 1_000
 # What is built for a section; the program itself is for all.
 PROGRAMS = {"limit": "bench-limit", "echo": "bench-echo", "textbook": "bench-textbook", "probe": "bench-probe",
             "waiting": "waiters", "parked": "waiters"}
-MOST_WAITING = 20_000
 PATHS = 20_000
-SPARE_DESCRIPTORS = 100
+# nginx takes two for each that waits.
+DESCRIPTORS = 20_000
 TIME_LIMIT = 20 * 60
 
 
@@ -61,9 +61,8 @@ def allow_descriptors(wanted):
     if hard < wanted:
         with contextlib.suppress(ValueError, PermissionError):
             resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, wanted))
-            return wanted
-    resource.setrlimit(resource.RLIMIT_NOFILE, (min(hard, wanted), hard))
-    return min(hard, wanted)
+    else:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
 
 
 def stop_in_time():
@@ -88,8 +87,7 @@ def _meson(*command):
     subprocess.run(["meson", *command], check=True, stdout=sys.stderr)
 
 
-def measure_plain(arguments, build, database, paths):
-    figures = report.Plain()
+def measure_plain(figures, arguments, build, database, paths):
     for number in range(arguments.rounds):
         for name in [name for name in candidates.DESCRIPTIONS if name in arguments.only]:
             say(f"round {number + 1} of {arguments.rounds}: {name}")
@@ -102,7 +100,6 @@ def measure_plain(arguments, build, database, paths):
                     figures.add(name, mode, plain.measure_probe(build, database, batch, arguments.seconds))
                     continue
                 figures.add(name, mode, plain.measure(name, keep, build, database, paths, arguments.seconds))
-    return figures
 
 
 def measure_waiting(arguments, build, database):
@@ -118,13 +115,11 @@ def measure_waiting(arguments, build, database):
     return scenes, waiting.measure_far(FAR_LEVEL, build, database, arguments.quick)
 
 
-def measure_parked(arguments, build, database, paths, descriptors):
+def measure_parked(arguments, build, database, paths):
     if "parked" not in arguments.only:
         return []
-    # The program reserves an eighth for requests that do not wait.
-    most = (descriptors * 7 // 8 - SPARE_DESCRIPTORS) // 1000 * 1000
     levels = []
-    for count in LEVELS[1:] if arguments.quick else [*LEVELS, most]:
+    for count in LEVELS[1:] if arguments.quick else LEVELS:
         say(f"parked: {count:,}")
         levels.append(parked.measure(count, build, database, paths, arguments.seconds,
                                      idle_seconds=2 if arguments.quick else 5, payments=50))
@@ -186,19 +181,23 @@ def print_report(arguments, figures, measured):
 def main():
     arguments = parse_arguments()
     stop_in_time()
-    descriptors = allow_descriptors(MOST_WAITING + SPARE_DESCRIPTORS)
+    allow_descriptors(DESCRIPTORS)
     with release_build(arguments.only) as build, servers.Postgres(shared_buffers="1GB", max_wal_size="4GB") as postgres:
         say("filling the database")
         database = shop.Shop(postgres)
         paths = postgres.directory / "paths"
         paths.write_text("".join(contract.path() + "\n" for contract in shop.paid(PATHS)))
-        figures = measure_plain(arguments, build, database, paths)
-        starts = measure_start(arguments, build, database)
-        scenes, far = measure_waiting(arguments, build, database)
-        levels = measure_parked(arguments, build, database, paths, descriptors)
-        sharings = measure_sharing(arguments, build, database)
-        splits = measure_split(arguments, build, database, paths)
-    print_report(arguments, figures, report.Measured(starts, scenes, far, levels, sharings, splits))
+        figures, measured = report.Plain(), report.Measured()
+        try:
+            measure_plain(figures, arguments, build, database, paths)
+            measured.starts = measure_start(arguments, build, database)
+            measured.scenes, measured.far = measure_waiting(arguments, build, database)
+            measured.levels = measure_parked(arguments, build, database, paths)
+            measured.sharings = measure_sharing(arguments, build, database)
+            measured.splits = measure_split(arguments, build, database, paths)
+        finally:
+            # What was measured is told also where something has failed.
+            print_report(arguments, figures, measured)
 
 
 if __name__ == "__main__":

@@ -72,12 +72,12 @@ shared:
 class Measured:
     """What was measured beside the paid lookups; what was not is empty."""
 
-    starts: list
-    scenes: list
-    far: dict | None
-    levels: list
-    sharings: list
-    splits: list
+    starts: list = ()
+    scenes: list = ()
+    far: dict | None = None
+    levels: list = ()
+    sharings: list = ()
+    splits: list = ()
 
 
 class Plain:
