@@ -45,6 +45,13 @@ static void check_say_server(const PGconn *connection)
         PQparameterStatus(connection, "server_encoding"));
 }
 
+static void check_say_pooler(bool pooled)
+{
+    if (pooled)
+        puts("pooler: through a pooler: settings and statements are sent with each lookup, which "
+             "is slower; connect directly for speed");
+}
+
 static void check_say_changes(bool tracked)
 {
     printf("changes: %s\n", tracked ? "detected"
@@ -270,6 +277,7 @@ static bool check_database(struct check *check)
         return false;
     }
     check_say_server(lookup_connection(check->lookup));
+    check_say_pooler(lookup_pooled(check->lookup));
     fine = layout->per_instance ? check_say_schemas(layout, lookup_instances(check->lookup))
                                 : check_say_tables(layout);
     if (!check_statements(check)) {

@@ -9,7 +9,7 @@
 #include "sql.h"
 
 /* The columns of sql/layout.sql. */
-enum column { SCHEMA, TABLE, COLUMN, PRESENT, READABLE, INDEXED, TRACKED };
+enum column { SCHEMA, TABLE, COLUMN, PRESENT, READABLE, INDEXED, TRACKED, BACKEND, COLUMNS };
 
 static const char *layout_text(const PGresult *rows, int row, enum column column)
 {
@@ -91,7 +91,7 @@ static bool layout_is_per_instance(const PGresult *rows)
 bool layout_read(const PGresult *rows, struct layout *layout)
 {
     *layout = (struct layout){0};
-    if (PQntuples(rows) == 0 || PQnfields(rows) <= TRACKED) {
+    if (PQntuples(rows) == 0 || PQnfields(rows) < COLUMNS) {
         snprintf(layout->problem, sizeof layout->problem, "the catalogue did not answer");
         return false;
     }
@@ -104,6 +104,7 @@ bool layout_read(const PGresult *rows, struct layout *layout)
     layout->tables.orders_indexed = layout_is_indexed(rows, "merchant_orders");
     layout->tables.tracked = layout_is_tracked(rows);
     layout->per_instance = layout_is_per_instance(rows);
+    layout->backend = (int)strtol(layout_text(rows, 0, BACKEND), NULL, 10);
     /* Without the table itself this is a layout that we do not know, and must not guess about. */
     if (!layout->per_instance && !layout_has_column(rows, "merchant_orders", "order_id")) {
         snprintf(layout->problem, sizeof layout->problem,

@@ -22,6 +22,7 @@ struct layout {
     char schema[64];             /* where the tables are */
     bool per_instance;           /* only the instances are there: each has a schema of its own */
     struct layout_tables tables; /* where all instances share them */
+    int backend;                 /* the server's process that answered */
     char problem[200];           /* why sessions can't be looked up: which table or column */
 };
 

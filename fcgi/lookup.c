@@ -16,6 +16,7 @@
 #include "layout.h"
 #include "log.h"
 #include "pipeline.h"
+#include "settings.h"
 #include "sql.h"
 #include "sqlstate.h"
 
@@ -50,7 +51,8 @@ enum lookup_state {
     LOOKUP_CHECKING,   /* a check for changes is under way */
 };
 
-/* The prepared statements: one for each question, and the check for changes. */
+/* The statements, prepared unless a pooler is in between: one for each question, and the check for
+ * changes. */
 enum { STATEMENT_CHANGES = QUESTION_PAYMENT + 1, STATEMENTS };
 
 static const char *const lookup_names[STATEMENTS] = {
@@ -73,6 +75,8 @@ struct lookup {
     bool served;         /* it has answered a batch */
     PGresult *result;    /* of the statement under way, or of the last batch */
     struct layout layout;
+    struct settings settings; /* that the lookups need */
+    bool pooled;         /* it leads to a pooler, which may give each transaction another session */
     int prepared;        /* statements prepared */
     char trouble[300];   /* the last one that was logged: repetitions are not logged */
     bool told_connected; /* likewise */
@@ -264,30 +268,66 @@ static bool lookup_flush(struct lookup *lookup)
     return left >= 0 && lookup_watch_socket(lookup, left > 0 ? EPOLLIN | EPOLLOUT : EPOLLIN);
 }
 
+static bool lookup_succeeded(const struct lookup *lookup)
+{
+    ExecStatusType status = PQresultStatus(lookup->result);
+
+    return status == PGRES_TUPLES_OK || status == PGRES_COMMAND_OK;
+}
+
+/* Keeps a result instead of the one before it, which may be that of the settings; but the first
+ * error is the one that says what is wrong. */
+static void lookup_keep_result(struct lookup *lookup, PGresult *result)
+{
+    if (lookup->result && !lookup_succeeded(lookup)) {
+        PQclear(result);
+        return;
+    }
+    lookup_forget_result(lookup);
+    lookup->result = result;
+}
+
+static void lookup_receive_statement(struct lookup *lookup, bool *complete)
+{
+    while (!*complete && !PQisBusy(lookup->connection)) {
+        PGresult *result = PQgetResult(lookup->connection);
+
+        *complete = !result;
+        if (result)
+            lookup_keep_result(lookup, result);
+    }
+}
+
+/* Of lookup_queue_transaction(): a NULL ends each statement, a synchronization the transaction. */
+static bool lookup_receive_transaction(struct lookup *lookup, bool *complete)
+{
+    bool between = false; /* the last result was the NULL between two statements */
+
+    while (!*complete && !PQisBusy(lookup->connection)) {
+        PGresult *result = PQgetResult(lookup->connection);
+
+        if (!result && (between || PQstatus(lookup->connection) == CONNECTION_BAD))
+            return false;
+        between = !result;
+        *complete = PQresultStatus(result) == PGRES_PIPELINE_SYNC;
+        if (*complete)
+            PQclear(result);
+        else if (result)
+            lookup_keep_result(lookup, result);
+    }
+    return !*complete || PQexitPipelineMode(lookup->connection);
+}
+
 /* Reads what has arrived. False if the connection is lost; *complete if the statement is done. */
 static bool lookup_receive(struct lookup *lookup, bool *complete)
 {
     *complete = false;
     if (!PQconsumeInput(lookup->connection) || !lookup_flush(lookup))
         return false;
-    while (!PQisBusy(lookup->connection)) {
-        PGresult *result = PQgetResult(lookup->connection);
-
-        if (!result) {
-            *complete = true;
-            break;
-        }
-        lookup_forget_result(lookup);
-        lookup->result = result;
-    }
+    if (PQpipelineStatus(lookup->connection) != PQ_PIPELINE_OFF)
+        return lookup_receive_transaction(lookup, complete);
+    lookup_receive_statement(lookup, complete);
     return true;
-}
-
-static bool lookup_succeeded(const struct lookup *lookup)
-{
-    ExecStatusType status = PQresultStatus(lookup->result);
-
-    return status == PGRES_TUPLES_OK || status == PGRES_COMMAND_OK;
 }
 
 /* A statement has been queued: into the state that waits for its result. */
@@ -352,24 +392,6 @@ static enum lookup_event lookup_continue_connecting(struct lookup *lookup, usec_
     return lookup_give_up_connection(lookup, now);
 }
 
-static enum lookup_event lookup_use_layout(struct lookup *lookup, usec_t now)
-{
-    struct layout *layout = &lookup->layout;
-    int ms = (int)(lookup->timeout / USEC_PER_MS);
-    char statement_timeout[24], lock_timeout[24];
-    const char *values[] = {layout->schema, statement_timeout, lock_timeout};
-
-    if (!layout_read(lookup->result, layout))
-        return lookup_give_up(lookup, now, "%s", layout->problem);
-    /* No schema may hold up the others for long. */
-    snprintf(statement_timeout, sizeof statement_timeout, "%d",
-        layout->per_instance ? ms / PIPELINE_STATEMENT_SHARE : ms);
-    snprintf(lock_timeout, sizeof lock_timeout, "%d",
-        layout->per_instance ? ms / PIPELINE_LOCK_SHARE + 1 : 0);
-    return lookup_begin(lookup, LOOKUP_SESSION,
-        PQsendQueryParams(lookup->connection, sql_session, 3, NULL, values, NULL, NULL, 0), now);
-}
-
 /* Logs which schemas cannot be asked, once each. */
 static void lookup_log_faults(struct lookup *lookup)
 {
@@ -430,6 +452,9 @@ static void lookup_log_connected(struct lookup *lookup)
         lookup_log_instances(lookup);
     else
         lookup_log_tables(lookup);
+    if (lookup->pooled)
+        log_info("database: through a pooler: settings and statements are sent with each lookup, "
+                 "which is slower; connect directly for speed");
 }
 
 static enum lookup_event lookup_end_batch(struct lookup *lookup)
@@ -455,7 +480,9 @@ static bool lookup_has_changed(const struct lookup *lookup, usec_t now)
 {
     if (!lookup->version_as)
         return true;
-    if (!lookup->layout.tables.tracked ||
+    /* A pooler may have several servers, of which one may know less than the one that was checked.
+     */
+    if (lookup->pooled || !lookup->layout.tables.tracked ||
         (lookup->layout.per_instance && !instances_tracked(lookup->instances)))
         return now - lookup->version_at >= LOOKUP_UNTRACKED_INTERVAL;
     return strcmp(PQgetvalue(lookup->result, 0, 0), PQgetvalue(lookup->version_as, 0, 0)) != 0;
@@ -490,10 +517,22 @@ static const char *lookup_text(const struct lookup *lookup, int statement)
     }
 }
 
+static enum lookup_event lookup_become_ready(struct lookup *lookup, usec_t now)
+{
+    lookup->connected_at = now;
+    lookup_log_connected(lookup);
+    lookup_enter(lookup, LOOKUP_READY, USEC_NEVER);
+    return LOOKUP_NOTHING;
+}
+
+/* Prepares the next statement. Through a pooler there is nothing to prepare: the next transaction
+ * may run in another session. */
 static enum lookup_event lookup_prepare(struct lookup *lookup, usec_t now)
 {
     int statement = lookup->prepared;
 
+    if (lookup->pooled || statement == STATEMENTS)
+        return lookup_become_ready(lookup, now);
     return lookup_begin(lookup, LOOKUP_PREPARING,
         PQsendPrepare(
             lookup->connection, lookup_names[statement], lookup_text(lookup, statement), 0, NULL),
@@ -503,12 +542,39 @@ static enum lookup_event lookup_prepare(struct lookup *lookup, usec_t now)
 static enum lookup_event lookup_use_prepared(struct lookup *lookup, usec_t now)
 {
     lookup->prepared++;
-    if (lookup->prepared < STATEMENTS)
-        return lookup_prepare(lookup, now);
-    lookup->connected_at = now;
-    lookup_log_connected(lookup);
-    lookup_enter(lookup, LOOKUP_READY, USEC_NEVER);
-    return LOOKUP_NOTHING;
+    return lookup_prepare(lookup, now);
+}
+
+/* Queues settings and statement as one transaction. It is an implicit one, which ends at the
+ * synchronization: poolers that allow but one statement a transaction refuse BEGIN. params: NULL
+ * if the statement has none; it then returns text. */
+static bool lookup_queue_transaction(struct lookup *lookup, const struct settings *settings,
+    const char *text, const struct batch_params *params)
+{
+    PGconn *connection = lookup->connection;
+    int queued;
+
+    if (!PQenterPipelineMode(connection) ||
+        !settings_send(connection, settings, SETTINGS_OF_TRANSACTION))
+        return false;
+    queued = params ? PQsendQueryParams(connection, text, BATCH_PARAMS, NULL, params->values,
+                          params->lengths, params->formats, 1)
+                    : PQsendQueryParams(connection, text, 0, NULL, NULL, NULL, NULL, 0);
+    return queued && PQpipelineSync(connection);
+}
+
+/* Queues one of the statements. */
+static bool lookup_queue(struct lookup *lookup, int statement, const struct batch_params *params)
+{
+    PGconn *connection = lookup->connection;
+
+    if (lookup->pooled)
+        return lookup_queue_transaction(
+            lookup, &lookup->settings, lookup_text(lookup, statement), params);
+    if (params)
+        return PQsendQueryPrepared(connection, lookup_names[statement], BATCH_PARAMS,
+            params->values, params->lengths, params->formats, 1);
+    return PQsendQueryPrepared(connection, lookup_names[statement], 0, NULL, NULL, NULL, 0);
 }
 
 /* ---- Where each instance has a schema of its own ---- */
@@ -518,14 +584,13 @@ static enum lookup_event lookup_read_instances(
     struct lookup *lookup, enum lookup_state state, usec_t now)
 {
     int ms = (int)(lookup->timeout / USEC_PER_MS);
-    int limit = state == LOOKUP_REREADING ? ms / INSTANCES_SHARE : ms;
-    char sql[sizeof sql_instances + 80];
+    struct settings settings = lookup->settings;
 
-    snprintf(sql, sizeof sql, "SELECT set_config('statement_timeout', '%d', true);%s", limit,
-        sql_instances);
+    settings.statement_ms = state == LOOKUP_REREADING ? ms / INSTANCES_SHARE : ms;
     lookup->instances_begun = now;
     lookup->instances_doubtful = false;
-    return lookup_begin(lookup, state, PQsendQuery(lookup->connection, sql), now);
+    return lookup_begin(
+        lookup, state, lookup_queue_transaction(lookup, &settings, sql_instances, NULL), now);
 }
 
 /* The list has been read, or not. */
@@ -593,8 +658,9 @@ static enum lookup_event lookup_send_pipeline(struct lookup *lookup, usec_t now)
     enum pipeline_result result;
 
     lookup_enter(lookup, LOOKUP_ASKING, now + lookup->timeout);
-    result = pipeline_send(lookup->pipeline, lookup->connection, lookup->question, lookup->keys,
-        lookup->count, lookup->answers, now);
+    result = pipeline_send(lookup->pipeline, lookup->connection,
+        lookup->pooled ? &lookup->settings : NULL, lookup->question, lookup->keys, lookup->count,
+        lookup->answers, now);
     if (result == PIPELINE_BUSY && !lookup_flush(lookup))
         result = PIPELINE_BROKEN;
     return lookup_use_pipeline(lookup, result, now);
@@ -612,10 +678,8 @@ static enum lookup_event lookup_continue_pipeline(struct lookup *lookup, usec_t 
 
 static enum lookup_event lookup_send_check(struct lookup *lookup, usec_t now)
 {
-    return lookup_begin(lookup, LOOKUP_CHECKING,
-        PQsendQueryPrepared(
-            lookup->connection, lookup_names[STATEMENT_CHANGES], 0, NULL, NULL, NULL, 0),
-        now);
+    return lookup_begin(
+        lookup, LOOKUP_CHECKING, lookup_queue(lookup, STATEMENT_CHANGES, NULL), now);
 }
 
 /* What the list was read for. */
@@ -648,12 +712,34 @@ static enum lookup_event lookup_keep_instances(struct lookup *lookup, usec_t now
     return lookup_send_following(lookup, now);
 }
 
-static enum lookup_event lookup_use_session(struct lookup *lookup, usec_t now)
+/* The session has its settings, or each transaction makes its own. */
+static enum lookup_event lookup_use_settings(struct lookup *lookup, usec_t now)
 {
     lookup->prepared = 0;
     if (!lookup->layout.per_instance)
         return lookup_prepare(lookup, now);
     return lookup_read_instances(lookup, LOOKUP_INSTANCES, now);
+}
+
+static enum lookup_event lookup_use_layout(struct lookup *lookup, usec_t now)
+{
+    struct layout *layout = &lookup->layout;
+    int ms = (int)(lookup->timeout / USEC_PER_MS);
+
+    if (!layout_read(lookup->result, layout))
+        return lookup_give_up(lookup, now, "%s", layout->problem);
+    /* No schema may hold up the others for long. */
+    lookup->settings = (struct settings){
+        .schema = layout->schema,
+        .statement_ms = layout->per_instance ? ms / PIPELINE_STATEMENT_SHARE : ms,
+        .lock_ms = layout->per_instance ? ms / PIPELINE_LOCK_SHARE + 1 : 0,
+    };
+    /* A pooler makes up the process id that it tells its clients. */
+    lookup->pooled = layout->backend != PQbackendPID(lookup->connection);
+    if (lookup->pooled)
+        return lookup_use_settings(lookup, now);
+    return lookup_begin(lookup, LOOKUP_SESSION,
+        settings_send(lookup->connection, &lookup->settings, SETTINGS_OF_SESSION), now);
 }
 
 /* ---- Steps ---- */
@@ -665,7 +751,7 @@ static enum lookup_event lookup_advance(struct lookup *lookup, usec_t now)
     case LOOKUP_LAYOUT:
         return lookup_use_layout(lookup, now);
     case LOOKUP_SESSION:
-        return lookup_use_session(lookup, now);
+        return lookup_use_settings(lookup, now);
     case LOOKUP_INSTANCES:
         return lookup_use_first_instances(lookup, now);
     case LOOKUP_REREADING:
@@ -742,15 +828,11 @@ static bool lookup_put_keys(
 static enum lookup_event lookup_send_statement(
     struct lookup *lookup, const struct session_key *const keys[], usec_t now)
 {
-    const struct batch_params *params = &lookup->params;
-
     lookup_enter(lookup, LOOKUP_ASKING, now + lookup->timeout);
     if (!lookup_put_keys(lookup, keys, lookup->count))
         return lookup_give_up(lookup, now, "out of memory");
-    return lookup_begin(lookup, LOOKUP_ASKING,
-        PQsendQueryPrepared(lookup->connection, lookup_names[lookup->question], BATCH_PARAMS,
-            params->values, params->lengths, params->formats, 1),
-        now);
+    return lookup_begin(
+        lookup, LOOKUP_ASKING, lookup_queue(lookup, (int)lookup->question, &lookup->params), now);
 }
 
 enum lookup_event lookup_send(struct lookup *lookup, enum session_question question,
@@ -788,6 +870,11 @@ uint64_t lookup_version(const struct lookup *lookup)
 const char *lookup_trouble(const struct lookup *lookup)
 {
     return lookup->trouble;
+}
+
+bool lookup_pooled(const struct lookup *lookup)
+{
+    return lookup->pooled;
 }
 
 const struct instances *lookup_instances(const struct lookup *lookup)

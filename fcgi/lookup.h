@@ -82,6 +82,9 @@ uint64_t lookup_version(const struct lookup *lookup);
  * belongs to the lookup, as the following do. */
 const char *lookup_trouble(const struct lookup *lookup);
 
+/* For --check. Whether the connection leads through a pooler. */
+bool lookup_pooled(const struct lookup *lookup);
+
 /* For --check. What was found of the tables; true of them if not lookup_away(). */
 const struct layout *lookup_layout(const struct lookup *lookup);
 

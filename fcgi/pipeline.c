@@ -36,6 +36,7 @@ struct pipeline_group {
     struct instance_schema *schema;
     size_t first, count; /* in members */
     bool preparing;      /* its statement is prepared in this batch, which is not confirmed yet */
+    bool has_settings;   /* its transaction has made its settings */
     bool failed;
     PGresult *rows;
 };
@@ -43,7 +44,8 @@ struct pipeline_group {
 struct pipeline {
     struct instances *instances;
     PGconn *connection;
-    uint32_t numbered; /* the last number of a statement's name */
+    const struct settings *settings; /* of each transaction, through a pooler; else NULL */
+    uint32_t numbered;               /* the last number of a statement's name */
     enum session_question question;
     const struct session_key *const *keys;
     struct session_answer *answers;
@@ -90,6 +92,7 @@ void pipeline_free(struct pipeline *pipeline)
 static bool pipeline_admit(struct pipeline *pipeline, const struct instance_schema *schema,
     usec_t now, enum session_status *why_not)
 {
+    /* Through a pooler no statement is kept: each costs what preparing it does. */
     bool prepare = schema->statements[pipeline->question] == 0 || schema->stale;
     bool trial = schema->failures > 0;
 
@@ -115,7 +118,11 @@ static void pipeline_take_group(struct pipeline *pipeline, struct instance_schem
     struct session_answer answer = {0};
     bool admitted = pipeline_admit(pipeline, schema, now, &answer.status);
 
-    *group = (struct pipeline_group){.schema = schema, .first = pipeline->member_count};
+    *group = (struct pipeline_group){
+        .schema = schema,
+        .first = pipeline->member_count,
+        .has_settings = !pipeline->settings,
+    };
     for (size_t i = first; i < count; i++) {
         if (schemas[i] != schema)
             continue;
@@ -192,14 +199,23 @@ static bool pipeline_make_room(struct pipeline *pipeline, usec_t now)
     return !pipeline->deallocates || PQpipelineSync(pipeline->connection);
 }
 
-static bool pipeline_prepare(struct pipeline *pipeline, struct pipeline_group *group)
+/* The text of the statement for this schema, to be freed by the caller; NULL if out of memory. */
+static char *pipeline_make_text(struct pipeline *pipeline, const struct instance_schema *schema)
 {
-    struct instance_schema *schema = group->schema;
-    char name[NAME_SIZE];
     char *quoted = PQescapeIdentifier(pipeline->connection, schema->name, strlen(schema->name));
     char *text =
         quoted ? layout_make_statement(pipeline->question, &schema->tables, quoted, schema->serial)
                : NULL;
+
+    PQfreemem(quoted);
+    return text;
+}
+
+static bool pipeline_prepare(struct pipeline *pipeline, struct pipeline_group *group)
+{
+    struct instance_schema *schema = group->schema;
+    char *text = pipeline_make_text(pipeline, schema);
+    char name[NAME_SIZE];
     bool sent;
 
     group->preparing = true;
@@ -208,28 +224,51 @@ static bool pipeline_prepare(struct pipeline *pipeline, struct pipeline_group *g
     pipeline_name_statement(pipeline->numbered, name);
     sent = text && PQsendPrepare(pipeline->connection, name, text, 0, NULL);
     free(text);
-    PQfreemem(quoted);
     return sent;
 }
 
 /* ---- Sending ---- */
 
-/* The transaction of a group. What has to be sent before or after each statement belongs here. */
-static bool pipeline_send_group(struct pipeline *pipeline, struct pipeline_group *group)
+/* The prepared statement of a group. */
+static bool pipeline_send_prepared(struct pipeline *pipeline, struct pipeline_group *group)
 {
     const uint32_t *number = &group->schema->statements[pipeline->question];
-    struct batch_params *params = &pipeline->params;
+    const struct batch_params *params = &pipeline->params;
     char name[NAME_SIZE];
 
     if (*number == 0 && !pipeline_prepare(pipeline, group))
         return false;
+    pipeline_name_statement(*number, name);
+    return PQsendQueryPrepared(pipeline->connection, name, BATCH_PARAMS, params->values,
+        params->lengths, params->formats, 1);
+}
+
+/* Settings and statement of a group, through a pooler. */
+static bool pipeline_send_with_settings(
+    struct pipeline *pipeline, const struct pipeline_group *group)
+{
+    const struct batch_params *params = &pipeline->params;
+    char *text = pipeline_make_text(pipeline, group->schema);
+    bool sent = text &&
+                settings_send(pipeline->connection, pipeline->settings, SETTINGS_OF_TRANSACTION) &&
+                PQsendQueryParams(pipeline->connection, text, BATCH_PARAMS, NULL, params->values,
+                    params->lengths, params->formats, 1);
+
+    free(text);
+    return sent;
+}
+
+/* The transaction of a group. */
+static bool pipeline_send_group(struct pipeline *pipeline, struct pipeline_group *group)
+{
+    struct batch_params *params = &pipeline->params;
+
     batch_params_start(params, group->count);
     for (size_t i = 0; i < group->count; i++)
         batch_params_add(params, pipeline->keys[pipeline->members[group->first + i]]);
-    pipeline_name_statement(*number, name);
     return batch_params_finish(params) &&
-           PQsendQueryPrepared(pipeline->connection, name, BATCH_PARAMS, params->values,
-               params->lengths, params->formats, 1) &&
+           (pipeline->settings ? pipeline_send_with_settings(pipeline, group)
+                               : pipeline_send_prepared(pipeline, group)) &&
            PQpipelineSync(pipeline->connection);
 }
 
@@ -244,11 +283,13 @@ static bool pipeline_send_groups(struct pipeline *pipeline, usec_t now)
 }
 
 enum pipeline_result pipeline_send(struct pipeline *pipeline, PGconn *connection,
-    enum session_question question, const struct session_key *const keys[], size_t count,
-    struct session_answer answers[], usec_t now)
+    const struct settings *settings, enum session_question question,
+    const struct session_key *const keys[], size_t count, struct session_answer answers[],
+    usec_t now)
 {
     pipeline_forget(pipeline);
     pipeline->connection = connection;
+    pipeline->settings = settings;
     pipeline->question = question;
     pipeline->keys = keys;
     pipeline->answers = answers;
@@ -349,7 +390,7 @@ static bool pipeline_take_result(struct pipeline *pipeline, PGresult *result, us
     ExecStatusType status = PQresultStatus(result);
     bool usable = true;
 
-    if (status == PGRES_TUPLES_OK && group && !group->rows) {
+    if (status == PGRES_TUPLES_OK && group && group->has_settings && !group->rows) {
         group->rows = result;
         return true;
     }
@@ -357,6 +398,8 @@ static bool pipeline_take_result(struct pipeline *pipeline, PGresult *result, us
         pipeline->transactions_ended++;
     else if (status == PGRES_COMMAND_OK && group)
         group->preparing = false;
+    else if (status == PGRES_TUPLES_OK && group && !group->has_settings)
+        group->has_settings = true;
     else if (sqlstate_of(result) == SQLSTATE_SHUTDOWN || status == PGRES_TUPLES_OK)
         usable = false;
     else if (status == PGRES_FATAL_ERROR && group)

@@ -9,6 +9,7 @@
 #include "clock.h"
 #include "instances.h"
 #include "session.h"
+#include "settings.h"
 
 /*
  * A batch of keys where each instance has a schema of its own: one statement a schema, all of them
@@ -24,7 +25,8 @@
  *    SESSION_NOT_ASKED.
  *
  * A statement is prepared when it is first needed. If too many are prepared, those of the schema
- * that was used least recently are deallocated.
+ * that was used least recently are deallocated. Through a pooler nothing is prepared: each
+ * transaction makes its settings first, and sends its statement's text.
  */
 struct pipeline;
 
@@ -49,11 +51,13 @@ void pipeline_free(struct pipeline *pipeline);
 /*
  * Sends a batch of 1 to SESSION_BATCH_MAX keys. Keys and answers are the caller's, and stay until
  * the batch is done or given up. The connection is in nonblocking mode, and nothing is under way on
- * it. PIPELINE_DONE: the database does not have to be asked.
+ * it. settings: those that each transaction makes first, because a pooler is in between; NULL: the
+ * session has them. PIPELINE_DONE: the database does not have to be asked.
  */
 enum pipeline_result pipeline_send(struct pipeline *pipeline, PGconn *connection,
-    enum session_question question, const struct session_key *const keys[], size_t count,
-    struct session_answer answers[], usec_t now);
+    const struct settings *settings, enum session_question question,
+    const struct session_key *const keys[], size_t count, struct session_answer answers[],
+    usec_t now);
 
 /* Reads what has arrived; PQconsumeInput() and PQflush() have been called. */
 enum pipeline_result pipeline_receive(struct pipeline *pipeline, usec_t now);

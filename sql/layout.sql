@@ -3,7 +3,8 @@
 --
 -- schema, table, column; whether it is there; whether this role may read it; whether an index of the
 -- table begins with the three columns of a key, in any order; whether changes.sql notices all changes of
--- the table, which is not so for views and foreign tables, also as its partitions or children. The
+-- the table, which is not so for views and foreign tables, also as its partitions or children; which process of the
+-- server answers, and that is another one than the client was told if there is a pooler between them. The
 -- tables are looked for in the schema merchant, else in public, where merchant_instances is. If that is alone there,
 -- each instance may have a schema of its own (see instances.sql).
 WITH place AS (
@@ -47,7 +48,8 @@ SELECT p.nspname AS schema, w.tab, w.col,
                        UNION ALL
                        SELECT h.inhrelid FROM pg_inherits h JOIN part ON h.inhparent = part.oid)
                    SELECT FROM part JOIN pg_class d USING (oid)
-                   WHERE d.relkind NOT IN ('r', 'p')) AS tracked
+                   WHERE d.relkind NOT IN ('r', 'p')) AS tracked,
+       pg_backend_pid() AS backend
 FROM wanted w
 LEFT JOIN place p ON true
 LEFT JOIN pg_class c ON c.relnamespace = p.oid AND c.relname = w.tab AND c.relkind IN ('r', 'p', 'v', 'm', 'f')

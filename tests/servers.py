@@ -227,6 +227,55 @@ class Standby(Postgres):
         assert self.psql("SELECT pg_promote()") == "t"
 
 
+class PgBouncer(Server):
+    """PgBouncer before a cluster, on 127.0.0.1:`port`, as one of the cluster's users asks it, without a password.
+
+    All clients of a user share `servers` connections to each database, as they are left: nothing is reset between clients.
+    """
+
+    def __init__(self, postgres, mode, servers=1, user=ROLE):
+        super().__init__("pgbouncer")
+        self.postgres = postgres
+        self.port = free_port()
+        self.user = user
+        users = self.directory / "users"
+        users.write_text(f'"{user}" ""\n')
+        self.config = self.directory / "pgbouncer.ini"
+        self.config.write_text(f"""
+            [databases]
+            * = host={postgres.directory} port={postgres.port}
+            [pgbouncer]
+            listen_addr = 127.0.0.1
+            listen_port = {self.port}
+            unix_socket_dir =
+            auth_type = trust
+            auth_file = {users}
+            pool_mode = {mode}
+            default_pool_size = {servers}
+            server_reset_query =
+            server_login_retry = 0.2
+        """)
+
+    def start(self):
+        with open(self.log, "ab") as log:
+            # It refuses to run as root.
+            self.process = start(["/usr/sbin/pgbouncer", self.config], user=self.postgres.account, pdeathsig="INT",
+                                 cwd=self.directory, stdout=log, stderr=log)
+        self.wait_ready(lambda: connects(("127.0.0.1", self.port)))
+
+    def stop(self):
+        if self.running():
+            self.process.terminate()  # at once, without waiting for clients
+            self.process.wait(10)
+
+    def conninfo(self, db):
+        return f"host=127.0.0.1 port={self.port} dbname={db} user={self.user}"
+
+    def session(self, db):
+        """A psql that stays, as another client."""
+        return Session(["psql", "-X", "-q", "-A", "-t", "-v", "ON_ERROR_STOP=1", "-d", self.conninfo(db)])
+
+
 class Session:
     """`run(sql)` in one session; leaving the block ends it, and rolls back."""
 

@@ -68,8 +68,8 @@ def statements(merchant):
 def prepare(statement):
     """A session as the program has it, with its own SQL."""
     return f"""
-        PREPARE settings (text, text, text) AS {read_statement("session.sql")};
-        EXECUTE settings ('merchant', '3000', '0');
+        PREPARE settings (text, text, text, boolean) AS {read_statement("session.sql")};
+        EXECUTE settings ('merchant', '3000', '0', false);
         PREPARE lookup (text[], text[], text[]) AS {read_statement(statement)};
     """
 

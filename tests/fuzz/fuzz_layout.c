@@ -16,7 +16,7 @@
 
 #define ROWS_MAX 40
 
-enum { FIELDS_ENOUGH = 7, FIELDS_MAX = 8 };
+enum { FIELDS_ENOUGH = 8, FIELDS_MAX = 9 };
 
 static const struct wanted {
     const char *table, *column;
@@ -87,7 +87,7 @@ static void add_row(struct catalogue *catalogue, PGresult *result, struct fuzz_i
     };
     const char *no = flags & VALUE_NULL ? NULL : "f";
     const char *values[FIELDS_MAX] = {row.schema, row.table, row.column, row.present ? "t" : no,
-        row.readable ? "t" : no, row.indexed ? "t" : no, no, no};
+        row.readable ? "t" : no, row.indexed ? "t" : no, no, no, no};
 
     for (int field = 0; field < catalogue->fields; field++)
         set_text(result, (int)catalogue->count, field, values[field]);
@@ -96,7 +96,8 @@ static void add_row(struct catalogue *catalogue, PGresult *result, struct fuzz_i
 
 static PGresult *read_input(struct catalogue *catalogue, struct fuzz_input *input)
 {
-    static char names[FIELDS_MAX][8] = {"schema", "tab", "col", "present", "read", "index", "", ""};
+    static char names[FIELDS_MAX][8] = {
+        "schema", "tab", "col", "present", "read", "index", "", "", ""};
     PGresAttDesc fields[FIELDS_MAX] = {0};
     PGresult *result = PQmakeEmptyPGresult(NULL, PGRES_TUPLES_OK);
 
