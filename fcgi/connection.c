@@ -123,13 +123,18 @@ static bool acceptor_may_complain(struct acceptor *acceptor)
     return true;
 }
 
+/* How many connections there may be with so many descriptors. */
+static size_t acceptor_limit(rlim_t descriptors)
+{
+    return descriptors <= 2 * RESERVED_DESCRIPTORS ? RESERVED_DESCRIPTORS
+                                                   : (size_t)descriptors - RESERVED_DESCRIPTORS;
+}
+
 static size_t acceptor_read_limit(void)
 {
     struct rlimit limit;
 
-    if (getrlimit(RLIMIT_NOFILE, &limit) != 0 || limit.rlim_cur <= 2 * RESERVED_DESCRIPTORS)
-        return RESERVED_DESCRIPTORS;
-    return (size_t)limit.rlim_cur - RESERVED_DESCRIPTORS;
+    return acceptor_limit(getrlimit(RLIMIT_NOFILE, &limit) == 0 ? limit.rlim_cur : 0);
 }
 
 static bool acceptor_watch(struct acceptor *acceptor)
@@ -455,13 +460,24 @@ size_t acceptor_count(const struct acceptor *acceptor)
     return acceptor->count;
 }
 
-size_t acceptor_park_limit(const struct acceptor *acceptor)
+/* How many of so many connections may be parked. */
+static size_t acceptor_parkable_of(size_t connections)
 {
-    size_t unparked = acceptor->limit / UNPARKED_PART;
+    size_t unparked = connections / UNPARKED_PART;
 
     if (unparked < UNPARKED_LEAST)
         unparked = UNPARKED_LEAST;
-    return acceptor->limit > unparked ? acceptor->limit - unparked : 0;
+    return connections > unparked ? connections - unparked : 0;
+}
+
+size_t acceptor_park_limit(const struct acceptor *acceptor)
+{
+    return acceptor_parkable_of(acceptor->limit);
+}
+
+size_t acceptor_parkable(rlim_t descriptors)
+{
+    return acceptor_parkable_of(acceptor_limit(descriptors));
 }
 
 void acceptor_close(struct acceptor *acceptor)

@@ -4,6 +4,7 @@
 
 #include <stdbool.h>
 #include <stddef.h>
+#include <sys/resource.h>
 
 #include "clock.h"
 
@@ -77,6 +78,9 @@ size_t acceptor_count(const struct acceptor *acceptor);
  * parked already, when the limit on descriptors is lowered.
  */
 size_t acceptor_park_limit(const struct acceptor *acceptor);
+
+/* For --check. The same, of a worker whose limit is so many descriptors. */
+size_t acceptor_parkable(rlim_t descriptors);
 
 /* Closes all connections and frees everything. The caller has no request open any more. */
 void acceptor_close(struct acceptor *acceptor);

@@ -872,6 +872,11 @@ const char *lookup_trouble(const struct lookup *lookup)
     return lookup->trouble;
 }
 
+const struct settings *lookup_settings(const struct lookup *lookup)
+{
+    return &lookup->settings;
+}
+
 bool lookup_pooled(const struct lookup *lookup)
 {
     return lookup->pooled;

@@ -17,6 +17,7 @@
 struct lookup;
 struct instances;
 struct layout;
+struct settings;
 
 /* Where changes cannot be detected, lookup_version() counts on at this interval. */
 #define LOOKUP_UNTRACKED_INTERVAL (250 * USEC_PER_MS)
@@ -81,6 +82,9 @@ uint64_t lookup_version(const struct lookup *lookup);
 /* For --check. Why the last connection or attempt failed, as the log has it; "" if none has. It
  * belongs to the lookup, as the following do. */
 const char *lookup_trouble(const struct lookup *lookup);
+
+/* For --check. The settings that the lookups need. */
+const struct settings *lookup_settings(const struct lookup *lookup);
 
 /* For --check. Whether the connection leads through a pooler. */
 bool lookup_pooled(const struct lookup *lookup);

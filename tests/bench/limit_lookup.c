@@ -101,6 +101,18 @@ const struct layout *lookup_layout(const struct lookup *lookup)
     return &none;
 }
 
+const struct settings *lookup_settings(const struct lookup *lookup)
+{
+    (void)lookup;
+    return NULL;
+}
+
+bool lookup_pooled(const struct lookup *lookup)
+{
+    (void)lookup;
+    return false;
+}
+
 struct pg_conn *lookup_connection(const struct lookup *lookup)
 {
     (void)lookup;

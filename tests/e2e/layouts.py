@@ -201,9 +201,6 @@ class SplitMerchant(Merchant):
                      DELETE FROM merchant_instances WHERE merchant_id = '{name}';
                      COMMIT""")
 
-    def grant(self):
-        self.postgres.psql_file(ROOT / "sql/role.sql", self.db)
-
     def offer(self, session="", url=None, instance="shop", **more):
         return self._note(super().offer(session, url, instance, **more), instance)
 

@@ -7,6 +7,8 @@ All session ids, URLs and order ids made here hold MARKER, which must not turn u
 import itertools
 import time
 
+from servers import ROOT
+
 MARKER = "s3cr3t"
 
 _serial = itertools.count(1000)
@@ -43,6 +45,10 @@ class Merchant:
 
     def sql(self, text):
         return self.postgres.psql(f"SET search_path = {self.search_path}; {text}", self.db)
+
+    def grant(self):
+        """Run sql/role.sql again."""
+        self.postgres.psql_file(ROOT / "sql/role.sql", self.db)
 
     def instance(self, name):
         self.sql(f"""INSERT INTO merchant_instances (merchant_pub, merchant_id, merchant_name)

@@ -446,10 +446,10 @@ def test_check_of_instances_that_can_be_looked_up(split, program):
     status, output = check(program, split)
     assert status == 0, output
     assert 'layout: schema merchant, a schema for each instance, named "m-{serial}", found by itself\n' in output
-    assert re.search(r"^instances: 3$", output, re.M)
-    assert re.search(r"^claimed orders: found by an index$", output, re.M)
-    assert re.search(r"^unclaimed orders: found by an index$", output, re.M)
-    assert re.search(r"^lookup: works$", output, re.M)
+    assert re.search(r"^ok      instances: 3$", output, re.M)
+    assert re.search(r"^ok      claimed orders: found by an index$", output, re.M)
+    assert re.search(r"^ok      unclaimed orders: found by an index$", output, re.M)
+    assert re.search(r"^ok      lookup: works$", output, re.M)
     status, output = check(program, split, "--instance-schema", "m-{serial}")
     assert status == 0, output
     assert 'named "m-{serial}", as --instance-schema says\n' in output
@@ -466,16 +466,16 @@ def test_check_of_instances_that_cannot(postgres, program):
     merchant.of("shop-15", "DROP INDEX merchant_orders_by_merchant_session_and_fulfillment")
     status, output = check(program, merchant)
     assert status == 1, output
-    assert re.search(r"^failed: .*may not be read .* run sql/role.sql: shop-00 .*shop-07 and 4 more$", output, re.M)
-    assert re.search(r"^failed: .*is not there, or has no merchant_contract_terms: shop-12$", output, re.M)
-    assert re.search(r"^failed: .*lacks columns that a lookup needs: shop-13$", output, re.M)
-    assert re.search(r"^claimed orders: merchant_contract_terms has no index for the lookup: shop-14$", output, re.M)
-    assert re.search(r"^unclaimed orders: merchant_orders has no index for the lookup.*: shop-15$", output, re.M)
-    assert re.search(r"^lookup: works$", output, re.M)
+    assert re.search(r"^not ok  .*may not be read .* run sql/role.sql: shop-00 .*shop-07 and 4 more$", output, re.M)
+    assert re.search(r"^not ok  .*is not there, or has no merchant_contract_terms: shop-12$", output, re.M)
+    assert re.search(r"^not ok  .*lacks columns that a lookup needs: shop-13$", output, re.M)
+    assert re.search(r"^not ok  claimed orders: merchant_contract_terms has no index for the lookup, .*: shop-14$", output, re.M)
+    assert re.search(r"^note    unclaimed orders: merchant_orders has no index for the lookup.*: shop-15$", output, re.M)
+    assert re.search(r"^ok      lookup: works$", output, re.M)
 
 
 def test_check_where_no_rule_fits(postgres, program):
     merchant = make_merchant(postgres, "check no rule", instances=("shop", "cafe"), naming="x{serial}y")
     status, output = check(program, merchant)
     assert status == 1
-    assert re.search(r'^failed: no rule .*"x1y" "x2y".*--instance-schema', output, re.M)
+    assert re.search(r'^not ok  database: no rule .*"x1y" "x2y".*--instance-schema', output, re.M)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""The command line, the environment, exit codes, and --check."""
+"""The command line, the environment, and exit codes."""
 
 import os
 import socket
@@ -9,9 +9,8 @@ import pytest
 
 from client import assert_error
 from conftest import CheckedPool
-from layouts import make_merchant, put_view_before_contracts
-from merchant import MARKER, new_session, new_url
-from servers import ROLE, Postgres, children, make_shop, wait_until
+from merchant import new_session, new_url
+from servers import ROLE, children, wait_until
 
 USAGE = 64
 PREFIX = "MERCHANT_SESSIONS_"
@@ -166,100 +165,3 @@ def test_hosts_that_are_away_are_passed_over(program, postgres, database):
     conninfo = f"host=/nowhere,{postgres.directory} port={postgres.port} dbname=shop user={ROLE}"
     with CheckedPool(program, "-w", "1", database=conninfo) as pool:
         assert_error(pool.fcgi.ask(new_session(), new_url()), 404, 2038)
-
-
-# --check
-
-def test_check(program, database):
-    done = run(program, "--check", "-d", database)
-    assert done.returncode == 0, done
-    assert "merchant" in done.stdout + done.stderr
-
-
-def test_check_needs_no_socket_and_serves_nobody(program, database, path):
-    assert run(program, "--check", "-d", database, "-l", path).returncode == 0
-    assert not os.path.exists(path)
-
-
-def test_check_of_a_database_that_is_away(program):
-    done = run(program, "--check", "-d", f"host=/nowhere password={MARKER}", "--db-timeout", "500")
-    assert done.returncode == 1
-    assert "/nowhere" in done.stdout + done.stderr
-    assert MARKER not in done.stdout + done.stderr
-
-
-@pytest.mark.parametrize("broken,name", [("DROP TABLE merchant_contract_terms", "merchant_contract_terms"),
-                                         ("ALTER TABLE merchant_contract_terms DROP paid", "paid"),
-                                         ('REVOKE SELECT (merchant_id) ON merchant_instances FROM "merchant-sessions"',
-                                          "merchant_instances")])
-def test_check_of_a_database_that_will_not_do(program, postgres, broken, name):
-    db = f"check {name}"
-    make_merchant(postgres, db).sql(broken)
-    done = run(program, "--check", "-d", postgres.conninfo(f"'{db}'"))
-    assert done.returncode == 1
-    assert name in done.stdout + done.stderr
-
-
-CONTRACTS_INDEXED = "claimed orders: found by an index"
-CONTRACTS_UNINDEXED = "claimed orders: merchant_contract_terms has no index for the lookup"
-OFFERS_INDEXED = "unclaimed orders: found by an index"
-OFFERS_UNINDEXED = "unclaimed orders: merchant_orders has no index for the lookup; see sql/orders-index.sql"
-OFFERS_NOT_FOUND = "unclaimed orders: not found by session"
-
-
-@pytest.mark.parametrize("name,layout,status,contracts,offers", [
-    ("both", dict(), 0, CONTRACTS_INDEXED, OFFERS_INDEXED),
-    ("contracts", dict(index=False), 1, CONTRACTS_UNINDEXED, OFFERS_INDEXED),
-    ("offers", dict(offers_index=False), 0, CONTRACTS_INDEXED, OFFERS_UNINDEXED),
-    ("2022", dict(offers_have_session=False), 0, CONTRACTS_INDEXED, OFFERS_NOT_FOUND)])
-def test_check_tells_of_a_missing_index(program, postgres, name, layout, status, contracts, offers):
-    """The one on merchant_orders is optional."""
-    make_merchant(postgres, f"check {name}", **layout)
-    done = run(program, "--check", "-d", postgres.conninfo(f"'check {name}'"))
-    lines = done.stdout.splitlines()
-    assert (done.returncode, done.stderr) == (status, "")
-    assert [line for line in lines if line.startswith(contracts)], lines
-    assert [line for line in lines if line.startswith(offers)], lines
-    assert "changes: detected" in lines
-    assert [line for line in lines if line.startswith("lookup: works")], lines
-
-
-def test_check_runs_each_statement(program, postgres):
-    make_merchant(postgres, "check statements")
-    postgres.psql("ALTER DATABASE \"check statements\" SET log_statement = 'all'")
-    assert run(program, "--check", "-d", postgres.conninfo("'check statements'")).returncode == 0
-    for statement in ("merchant_sessions_lookup", "merchant_sessions_poll", "merchant_sessions_changes"):
-        assert [line for line in postgres.log_lines() if f"execute {statement}" in line]
-
-
-def test_check_of_a_locked_table(program, postgres):
-    make_merchant(postgres, "check locked")
-    with postgres.session("check locked") as other:
-        other.run("BEGIN; LOCK TABLE merchant.merchant_contract_terms")
-        done = run(program, "--check", "-d", postgres.conninfo("'check locked'"), "--db-timeout", "300")
-    assert done.returncode == 1
-    assert [line for line in done.stdout.splitlines() if line.startswith("failed: ")], done
-
-
-def test_check_of_a_database_that_hangs(program):
-    with Postgres() as hanging:
-        shop = make_shop(hanging, "shop")
-        hanging.pause()
-        done = run(program, "--check", "-d", shop, "--db-timeout", "300")
-        assert done.returncode == 1
-        assert "failed: no answer within 300 ms" in done.stdout
-
-
-def test_check_passes_over_a_host_that_hangs(program, postgres, database):
-    with Postgres() as hanging:
-        hanging.pause()
-        hosts = f"host={hanging.directory},{postgres.directory} port={hanging.port},{postgres.port}"
-        done = run(program, "--check", "-d", f"{hosts} dbname=shop user={ROLE}", "--db-timeout", "300")
-        assert done.returncode == 0, done
-        assert str(postgres.directory) in done.stdout
-
-
-def test_check_of_a_view(program, postgres):
-    put_view_before_contracts(make_merchant(postgres, "check view"))
-    done = run(program, "--check", "-d", postgres.conninfo("'check view'"))
-    assert "changes: cannot be detected" in done.stdout
