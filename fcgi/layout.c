@@ -69,7 +69,7 @@ static bool layout_check_row(const PGresult *rows, int row, struct layout *layou
     if (!layout_is_true(rows, row, PRESENT))
         trouble = "is not there";
     else if (!layout_is_true(rows, row, READABLE))
-        trouble = "may not be read by this role";
+        trouble = "may not be read by this role; run sql/role.sql";
     if (!trouble)
         return true;
     snprintf(layout->problem, sizeof layout->problem, "column %s.%s.%s %s", layout->schema,
