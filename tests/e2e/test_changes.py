@@ -13,7 +13,7 @@ import pytest
 from layouts import make_merchant, put_view_before_contracts
 from merchant import new_session, new_url
 from own_cluster import database  # noqa: F401
-from servers import Postgres, Standby, read_statement, start, wait_until
+from servers import PgBouncer, Postgres, Standby, read_statement, start, wait_until
 
 SECONDS = 4
 SLACK = 1.0
@@ -141,8 +141,8 @@ def test_equal_numbers_mean_equal_rows(postgres, lookup_probe, layout):
     assert numbers["batches"] > numbers["versions"]
 
 
-def quiet_versions(postgres, lookup_probe, merchant):
-    with Probe(lookup_probe, postgres.conninfo(merchant.db), "same", new_keys(1), 2) as probe:
+def quiet_versions(server, lookup_probe, merchant):
+    with Probe(lookup_probe, server.conninfo(merchant.db), "same", new_keys(1), 2) as probe:
         return probe.result()[1]["versions"]
 
 
@@ -188,6 +188,14 @@ def test_a_view_is_not_tracked(postgres, lookup_probe, layout):
     merchant = new_merchant(postgres, **layout)
     put_view_before_contracts(merchant)
     assert 4 <= quiet_versions(postgres, lookup_probe, merchant) <= 10
+
+
+@EITHER_LAYOUT
+def test_nothing_is_tracked_through_a_pooler(postgres, lookup_probe, layout):
+    """A check may be answered by a server that knows more than the one that answers the lookup."""
+    merchant = new_merchant(postgres, **layout)
+    with PgBouncer(postgres, "transaction") as bouncer:
+        assert 4 <= quiet_versions(bouncer, lookup_probe, merchant) <= 10
 
 
 @pytest.mark.parametrize("partition", [False, True])
