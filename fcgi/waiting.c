@@ -30,6 +30,13 @@
 /* New requests count as arriving until this time after the last batch of them. */
 #define BUSY_TIME (100 * USEC_PER_MS)
 
+/* Under load a batch is gathered: after one with GATHER_LEAST keys or more, the next one is put off
+ * by GATHER_TIME at most, until twice as many requests ask, or GATHER_ENOUGH. To start a statement
+ * costs the database as much as to look up six keys. */
+#define GATHER_LEAST  4
+#define GATHER_ENOUGH 16
+#define GATHER_TIME   500
+
 /* A key whose instance could not be asked is asked about again after this time. */
 #define HOLD_TIME (250 * USEC_PER_MS)
 
@@ -74,8 +81,10 @@ struct waiting {
     uint64_t version; /* of the database, as the last check found it */
     usec_t check_due;
     enum turn last_turn;
-    bool last_was_check; /* of the last two turns that were not TURN_FRESH, the later */
-    usec_t fresh_at;     /* when requests that ask were last asked about */
+    bool last_was_check;  /* of the last two turns that were not TURN_FRESH, the later */
+    usec_t fresh_at;      /* when requests that ask were last asked about */
+    usec_t gather_until;  /* the next batch of those is put off until then, */
+    size_t gather_enough; /* unless so many requests ask */
     struct road road;
     struct budget budgets[WATCH_AWAY]; /* by place; of parked watches */
 };
@@ -370,6 +379,22 @@ static bool waiting_anybody_asks(const struct waiting *waiting)
            !TAILQ_EMPTY(&waiting->places[WATCH_LASTS]);
 }
 
+static bool waiting_gathers(const struct waiting *waiting, usec_t now)
+{
+    size_t asking = waiting->counts[WAITER_NEW] + waiting->counts[WAITER_LAST];
+
+    return now < waiting->gather_until && asking < waiting->gather_enough;
+}
+
+/* A batch of requests that ask has ended: whether the next one is gathered. */
+static void waiting_note_load(struct waiting *waiting, usec_t now)
+{
+    size_t twice = 2 * waiting->batch_count;
+
+    waiting->gather_until = waiting->batch_count >= GATHER_LEAST ? now + GATHER_TIME : 0;
+    waiting->gather_enough = twice < GATHER_ENOUGH ? twice : GATHER_ENOUGH;
+}
+
 static void waiting_start_batch(struct waiting *waiting, enum session_question question, usec_t now)
 {
     waiting->batch_number++;
@@ -444,8 +469,9 @@ static bool waiting_choose_turn(struct waiting *waiting, enum turn *turn, usec_t
 {
     bool check = waiting_check_is_due(waiting, now);
     bool poll = waiting_poll_due(waiting) <= now;
+    bool fresh = waiting_anybody_asks(waiting) && !waiting_gathers(waiting, now);
 
-    if (waiting_anybody_asks(waiting) && !((check || poll) && waiting->last_turn == TURN_FRESH))
+    if (fresh && !((check || poll) && waiting->last_turn == TURN_FRESH))
         *turn = TURN_FRESH;
     else if (check && !(poll && waiting->last_was_check))
         *turn = TURN_CHECK;
@@ -486,7 +512,7 @@ usec_t waiting_due(const struct waiting *waiting, usec_t now)
     usec_t due = usec_min(waiting_poll_due(waiting), waiting_held_due(waiting));
 
     if (waiting_anybody_asks(waiting))
-        return now;
+        due = usec_min(due, waiting_gathers(waiting, now) ? waiting->gather_until : now);
     if (waiting_parked(waiting) > 0)
         due = usec_min(due, waiting->check_due);
     return due;
@@ -585,6 +611,8 @@ void waiting_settle(
     if (waiting->question == QUESTION_PAYMENT)
         budget_charge(&waiting->budgets[waiting->last_polled],
             usec_max(now - waiting->sent_at - road_time(&waiting->road), 0), now);
+    else
+        waiting_note_load(waiting, now);
     for (size_t i = 0; i < waiting->batch_count; i++)
         waiting_settle_watch(waiting, waiting->batch[i], &answers[i], park_limit, now);
     waiting_end_batch(waiting);

@@ -23,6 +23,7 @@
  * The rules:
  *  - New requests go first. Those that ask a last time have a quarter of a batch, and checks and
  *    polls every other turn, which they share, however many new requests there are.
+ *  - Under load the next batch of them is put off for a moment, so that it becomes larger.
  *  - Parked requests are polled only after the database has changed, which a small check finds out
  *    every check interval. Sessions with a claimed order go first: they are about to be paid.
  *  - Polling may take a tenth of the database connection's time for sessions with a claimed order,

@@ -22,6 +22,7 @@
 #define BATCHES_MAX UINT64_MAX
 
 /* The limits of the policy that waiting.h gives in words. */
+#define GATHER_TIME   500 /* microseconds */
 #define LAST_SHARE    (SESSION_BATCH_MAX / 4)
 #define NEW_SHARE     (SESSION_BATCH_MAX - LAST_SHARE)
 #define POLL_FRACTION 10
@@ -126,6 +127,8 @@ static struct fuzz_world {
     enum session_question last_question;
     bool check_was_due; /* at the last call of waiting_next() */
     struct waiting_batch batch;
+    usec_t gather_until;                  /* so long those who ask may be put off, */
+    size_t gather_enough;                 /* unless so many requests do */
     usec_t sent_at, check_took, road_max; /* of checks: how long the last and the slowest took */
     uint64_t sent, sent_everything, sent_claimed, sent_unclaimed;
     enum fuzz_need last_poll; /* which keys the last poll was about */
@@ -701,10 +704,20 @@ static void model_check_pause(enum fuzz_need need)
     CHECK(w.debts[need].keys == 0 || w.now <= since + POLL_PAUSE_MAX);
 }
 
-/* Nothing to ask: then nobody asks, and the time to ask again is right. */
+/* Whether those who ask may be put off, so that the next batch becomes larger. */
+static bool model_gathers(void)
+{
+    return w.now < w.gather_until &&
+           model_count(WAITER_NEW) + model_count(WAITER_LAST) < w.gather_enough;
+}
+
+/* Nothing to ask: then nobody asks, or may be put off, and the time to ask again is right. */
 static void model_check_nothing(usec_t due)
 {
-    CHECK(model_count_need(NEED_NEW) + model_count_need(NEED_LAST) == 0);
+    if (model_count_need(NEED_NEW) + model_count_need(NEED_LAST) > 0) {
+        CHECK(model_gathers());
+        CHECK(due <= w.gather_until);
+    }
     CHECK(!model_check_is_due());
     CHECK(due <= model_held_due());
     if (w.guest_count == 0)
@@ -799,7 +812,7 @@ static void model_check_turn(enum waiting_step step)
 {
     bool about_new = model_is_about_new(step, w.batch.question);
     bool was_about_new = model_is_about_new(w.last_step, w.last_question);
-    bool asked = model_count_need(NEED_NEW) + model_count_need(NEED_LAST) > 0;
+    bool asked = model_count_need(NEED_NEW) + model_count_need(NEED_LAST) > 0 && !model_gathers();
     bool check_due = model_check_is_due();
 
     if (w.last_step != WAITING_NOTHING && !was_about_new && asked)
@@ -929,6 +942,13 @@ static void model_charge_poll(void)
     w.credits[w.last_poll] = (struct fuzz_credit){usec_max(left, -POLL_CHARGE_MAX), w.now};
 }
 
+/* A batch of so many keys has ended: see waiting.c for the rule. */
+static void model_gather(size_t keys)
+{
+    w.gather_until = keys >= 4 ? w.now + GATHER_TIME : 0;
+    w.gather_enough = model_min(2 * keys, 16);
+}
+
 static void caller_settle(size_t limit)
 {
     static struct session_answer answers[SESSION_BATCH_MAX];
@@ -950,6 +970,8 @@ static void caller_settle(size_t limit)
         w.keys[model_key_of(w.batch.keys[i])].answer = NULL;
     if (w.batch.question == QUESTION_PAYMENT)
         model_charge_poll();
+    else
+        model_gather(w.batch.count);
     w.flight = FLIGHT_NONE;
     waiting_settle(w.waiting, answers, limit, w.now);
     /* What the answers pointed to is the caller's again. */

@@ -24,6 +24,9 @@ static const struct session_answer claimed = {SESSION_UNPAID, true, "order"};
 static const struct session_answer paid = {SESSION_PAID, false, "paid-order"};
 
 /* What each test begins with: nobody waits, and a check has just been made. */
+/* How long a batch is gathered at most, under load. */
+#define GATHER_TIME 500
+
 struct fixture {
     struct waiting *waiting;
     struct waiting_batch batch;
@@ -79,11 +82,13 @@ static void send_nothing(struct fixture *f)
     assert_int_equal(waiting_next(f->waiting, &f->batch, f->now), WAITING_NOTHING);
 }
 
-/* Sends a batch, which has `count` keys. A check that comes before it finds nothing new. */
+/* Sends a batch, which has `count` keys and may have been gathered. A check that comes before it
+ * finds nothing new. */
 static void send(struct fixture *f, enum session_question question, size_t count)
 {
     enum waiting_step step;
 
+    f->now = usec_max(f->now, usec_min(waiting_due(f->waiting, f->now), f->now + GATHER_TIME));
     assert_true(waiting_due(f->waiting, f->now) <= f->now);
     while ((step = waiting_next(f->waiting, &f->batch, f->now)) == WAITING_CHECK)
         waiting_checked(f->waiting, f->version, f->now);
@@ -954,6 +959,48 @@ static void test_long_road_leaves_turns_to_unclaimed_orders(void **state)
     waiting_remove(f->waiting, &other);
 }
 
+/* After a batch of four the next one waits for eight requests, or half a millisecond. */
+static void test_batches_are_gathered_under_load(void **state)
+{
+    struct fixture *f = *state;
+    static struct waiter many[4 + 7 + 1 + 2];
+
+    memset(many, 0, sizeof many);
+    add_many(f, many, 4, 0);
+    send(f, QUESTION_EVERYTHING, 4);
+    settle(f, &unknown);
+    add_many(f, many + 4, 7, 4);
+    assert_int_equal(waiting_due(f->waiting, f->now), f->now + GATHER_TIME);
+    send_nothing(f);
+    f->now += GATHER_TIME - 1;
+    send_nothing(f);
+    add_many(f, many + 11, 1, 11);
+    assert_int_equal(waiting_due(f->waiting, f->now), f->now);
+    send(f, QUESTION_EVERYTHING, 8);
+    settle(f, &unknown);
+    add_many(f, many + 12, 2, 12);
+    send_nothing(f);
+    f->now += GATHER_TIME;
+    assert_int_equal(waiting_due(f->waiting, f->now), f->now);
+    send(f, QUESTION_EVERYTHING, 2);
+    settle(f, &unknown);
+    remove_many(f, many, COUNT_OF(many));
+}
+
+static void test_few_requests_are_not_put_off(void **state)
+{
+    struct fixture *f = *state;
+    static struct waiter many[4];
+
+    memset(many, 0, sizeof many);
+    add_many(f, many, 3, 0);
+    send(f, QUESTION_EVERYTHING, 3);
+    settle(f, &unknown);
+    add_many(f, many + 3, 1, 3);
+    assert_int_equal(waiting_due(f->waiting, f->now), f->now);
+    remove_many(f, many, COUNT_OF(many));
+}
+
 /* Claimed keys whose polls use up the budget must not keep the others from being found. */
 static void test_claimed_orders_leave_budget_to_the_others(void **state)
 {
@@ -1329,6 +1376,8 @@ int main(void)
         WAITING_TEST(test_long_road_is_not_charged),
         WAITING_TEST(test_slow_checks_do_not_make_polls_free),
         WAITING_TEST(test_long_road_leaves_turns_to_unclaimed_orders),
+        WAITING_TEST(test_batches_are_gathered_under_load),
+        WAITING_TEST(test_few_requests_are_not_put_off),
         WAITING_TEST(test_claimed_orders_leave_budget_to_the_others),
         WAITING_TEST(test_one_slow_check_does_not_stop_checks),
         WAITING_TEST(test_deadline_is_a_last_lookup),
