@@ -239,7 +239,7 @@ def test_the_sandbox_lets_that_of_the_program_be(machine):
     """What a worker can give up does not depend on systemd."""
     alone = machine.run("""
         runuser -u merchant-sessions -- /usr/libexec/merchant-sessions.fcgi -v -w 0 -l /tmp/own.sock 2>/tmp/own.log &
-        while ! grep -o 'sandbox: .*' /tmp/own.log; do sleep 0.1; done
+        while ! grep -so 'sandbox: .*' /tmp/own.log; do sleep 0.1; done
         kill $!
         wait $! || true
     """).stdout.splitlines()[0]
