@@ -201,14 +201,13 @@ static void check_sandbox(struct check *check)
 {
     const struct sandbox *sandbox = &check->sandbox;
     bool all = sandbox->no_new_privileges && sandbox->undumpable && sandbox->files;
+    char text[SANDBOX_TEXT_SIZE];
 
+    sandbox_print(sandbox, text);
     if (check->options->no_sandbox)
         check_say(check, CHECK_NOTE, "sandbox: off, by --no-sandbox");
     else
-        check_say(check, all ? CHECK_OK : CHECK_NOTE,
-            "sandbox: new privileges %s, core files %s, writing and starting files %s",
-            sandbox->no_new_privileges ? "off" : "on", sandbox->undumpable ? "off" : "on",
-            sandbox->files ? "off" : "on (the kernel has no Landlock)");
+        check_say(check, all ? CHECK_OK : CHECK_NOTE, "%s", text);
 }
 
 /* A worker raises its limit to the hard one. */

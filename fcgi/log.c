@@ -81,17 +81,24 @@ log_format(char line[LINE_MAX_BYTES], enum log_level level, const char *format, 
     return length;
 }
 
+static bool __attribute__((format(printf, 2, 0)))
+log_put_line(enum log_level level, const char *format, va_list args)
+{
+    char line[LINE_MAX_BYTES];
+
+    return log_put(line, log_format(line, level, format, args));
+}
+
 static bool __attribute__((format(printf, 2, 3)))
 log_line(enum log_level level, const char *format, ...)
 {
-    char line[LINE_MAX_BYTES];
     va_list args;
-    size_t length;
+    bool put;
 
     va_start(args, format);
-    length = log_format(line, level, format, args);
+    put = log_put_line(level, format, args);
     va_end(args);
-    return log_put(line, length);
+    return put;
 }
 
 /* Says how many lines were lost. False if that cannot be written either. */
@@ -108,15 +115,12 @@ static bool log_tell_lost(void)
 
 void log_write(enum log_level level, const char *format, ...)
 {
-    char line[LINE_MAX_BYTES];
     va_list args;
-    size_t length;
 
     if (log_muted || level > log_threshold)
         return;
     va_start(args, format);
-    length = log_format(line, level, format, args);
-    va_end(args);
-    if (!log_tell_lost() || !log_put(line, length))
+    if (!log_tell_lost() || !log_put_line(level, format, args))
         log_lost++;
+    va_end(args);
 }

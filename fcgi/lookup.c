@@ -689,6 +689,16 @@ static enum lookup_event lookup_send_following(struct lookup *lookup, usec_t now
                                               : lookup_send_pipeline(lookup, now);
 }
 
+/* Sends a batch or a check; before it the list of instances is read again where it has to be. */
+static enum lookup_event lookup_send_with_list(
+    struct lookup *lookup, enum lookup_state follows, usec_t now)
+{
+    lookup->follows = follows;
+    return lookup_rereads_instances(lookup, now)
+               ? lookup_read_instances(lookup, LOOKUP_REREADING, now)
+               : lookup_send_following(lookup, now);
+}
+
 static enum lookup_event lookup_use_new_instances(struct lookup *lookup, usec_t now)
 {
     if (!lookup_use_instances(lookup, now))
@@ -843,10 +853,7 @@ enum lookup_event lookup_send(struct lookup *lookup, enum session_question quest
     if (!lookup->layout.per_instance)
         return lookup_send_statement(lookup, keys, now);
     memcpy(lookup->keys, keys, count * sizeof *keys);
-    lookup->follows = LOOKUP_ASKING;
-    return lookup_rereads_instances(lookup, now)
-               ? lookup_read_instances(lookup, LOOKUP_REREADING, now)
-               : lookup_send_pipeline(lookup, now);
+    return lookup_send_with_list(lookup, LOOKUP_ASKING, now);
 }
 
 const struct session_answer *lookup_answers(const struct lookup *lookup)
@@ -856,10 +863,7 @@ const struct session_answer *lookup_answers(const struct lookup *lookup)
 
 enum lookup_event lookup_check_changes(struct lookup *lookup, usec_t now)
 {
-    lookup->follows = LOOKUP_CHECKING;
-    return lookup_rereads_instances(lookup, now)
-               ? lookup_read_instances(lookup, LOOKUP_REREADING, now)
-               : lookup_send_check(lookup, now);
+    return lookup_send_with_list(lookup, LOOKUP_CHECKING, now);
 }
 
 uint64_t lookup_version(const struct lookup *lookup)

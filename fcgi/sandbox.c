@@ -155,3 +155,11 @@ struct sandbox sandbox_enter(const struct options *options)
     sandbox.files = sandbox.no_new_privileges && sandbox_restrict_files(options);
     return sandbox;
 }
+
+void sandbox_print(const struct sandbox *sandbox, char text[SANDBOX_TEXT_SIZE])
+{
+    snprintf(text, SANDBOX_TEXT_SIZE,
+        "sandbox: new privileges %s, core files %s, writing and starting files %s",
+        sandbox->no_new_privileges ? "off" : "on", sandbox->undumpable ? "off" : "on",
+        sandbox->files ? "off" : "on (the kernel has no Landlock)");
+}

@@ -27,4 +27,10 @@ struct sandbox {
  * directory of that path, as it does at its end. */
 struct sandbox sandbox_enter(const struct options *options);
 
+/* Room for what sandbox_print() prints. */
+#define SANDBOX_TEXT_SIZE 120
+
+/* For the log and --check: what is given up. */
+void sandbox_print(const struct sandbox *sandbox, char text[SANDBOX_TEXT_SIZE]);
+
 #endif

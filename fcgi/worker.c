@@ -460,13 +460,13 @@ static void worker_abandon(struct worker *worker)
 static void worker_enter_sandbox(const struct options *options)
 {
     struct sandbox sandbox;
+    char text[SANDBOX_TEXT_SIZE];
 
     if (options->no_sandbox)
         return;
     sandbox = sandbox_enter(options);
-    log_debug("sandbox: new privileges %s, core files %s, writing and starting files %s",
-        sandbox.no_new_privileges ? "off" : "on", sandbox.undumpable ? "off" : "on",
-        sandbox.files ? "off" : "on");
+    sandbox_print(&sandbox, text);
+    log_debug("%s", text);
 }
 
 static bool worker_open(struct worker *worker, int listen_fd)
