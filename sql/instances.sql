@@ -8,7 +8,9 @@
 --
 -- The statement runs every few seconds, so it has to be quick with a thousand schemas: each step finds its rows by an
 -- index of the catalogue, whatever the planner believes.
-WITH pair AS (
+WITH
+-- include columns.sql
+, pair AS (
     SELECT n.nspname, has_schema_privilege(n.oid, 'USAGE') AS usable,
            c.oid AS contracts, c.serial, c.url, c.session, c.columns AS c_columns, c.readable AS c_readable,
            o.oid AS orders, o.serial AS o_serial, o.url AS o_url, o.session AS o_session, o.columns AS o_columns,
@@ -22,8 +24,7 @@ WITH pair AS (
                max(attnum) FILTER (WHERE attname = 'session_id') AS session
         FROM pg_attribute
         WHERE attrelid = t.oid AND attnum > 0 AND NOT attisdropped
-          AND attname IN ('merchant_serial', 'fulfillment_url', 'session_id', 'order_serial', 'order_id',
-                          'creation_time', 'paid')
+          AND attname = ANY (ARRAY(SELECT col::name FROM wanted WHERE tab = 'merchant_contract_terms'))
     ) c
     CROSS JOIN LATERAL (
         SELECT max(u.oid) AS oid, count(*) AS columns,
@@ -36,15 +37,19 @@ WITH pair AS (
         JOIN pg_attribute a ON a.attrelid = u.oid
         WHERE u.relname = 'merchant_orders' AND u.relnamespace = n.oid AND u.relkind IN ('r', 'p', 'v', 'm', 'f')
           AND attnum > 0 AND NOT attisdropped
-          AND attname IN ('merchant_serial', 'fulfillment_url', 'session_id', 'order_serial', 'order_id',
-                          'creation_time')
+          AND attname = ANY (ARRAY(SELECT col::name FROM wanted WHERE tab = 'merchant_orders'))
     ) o
     WHERE t.relname = 'merchant_contract_terms' AND t.relkind IN ('r', 'p', 'v', 'm', 'f') AND n.nspname !~ '^pg_'
+), needed AS (
+    SELECT count(*) FILTER (WHERE tab = 'merchant_contract_terms') AS contract_columns,
+           count(*) FILTER (WHERE tab = 'merchant_orders') AS order_columns
+    FROM wanted
+    WHERE col <> 'merchant_serial'
 )
 SELECT NULL::text AS id, NULL::text AS serial, nspname::text AS schema,
-       c_columns - (serial IS NOT NULL)::int = 6 AND o_known IS TRUE
+       c_columns - (serial IS NOT NULL)::int = contract_columns AND o_known IS TRUE
            AND (o_url IS NULL OR o_session IS NULL
-                OR o_columns - (o_serial IS NOT NULL)::int = 5 AND (serial IS NULL OR o_serial IS NOT NULL)),
+                OR o_columns - (o_serial IS NOT NULL)::int = order_columns AND (serial IS NULL OR o_serial IS NOT NULL)),
        usable AND c_readable AND (o_url IS NULL OR o_session IS NULL OR o_readable),
        o_url IS NOT NULL AND o_session IS NOT NULL,
        serial IS NOT NULL,
@@ -62,7 +67,7 @@ SELECT NULL::text AS id, NULL::text AS serial, nspname::text AS schema,
                        SELECT h.inhrelid FROM pg_inherits h JOIN part ON h.inhparent = part.oid)
                    SELECT FROM part JOIN pg_class d USING (oid)
                    WHERE d.relkind NOT IN ('r', 'p'))
-FROM pair
+FROM pair, needed
 UNION ALL
 SELECT merchant_id::text, merchant_serial::text, NULL, false, false, false, false, false, false, false
 FROM merchant_instances

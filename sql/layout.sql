@@ -15,23 +15,8 @@ WITH place AS (
                      AND c.relname = 'merchant_instances') DESC,
              n.nspname
     LIMIT 1
-), wanted (place, tab, col) AS (VALUES
-    (1, 'merchant_instances', 'merchant_serial'),
-    (2, 'merchant_instances', 'merchant_id'),
-    (3, 'merchant_contract_terms', 'merchant_serial'),
-    (4, 'merchant_contract_terms', 'order_serial'),
-    (5, 'merchant_contract_terms', 'order_id'),
-    (6, 'merchant_contract_terms', 'creation_time'),
-    (7, 'merchant_contract_terms', 'paid'),
-    (8, 'merchant_contract_terms', 'fulfillment_url'),
-    (9, 'merchant_contract_terms', 'session_id'),
-    (10, 'merchant_orders', 'merchant_serial'),
-    (11, 'merchant_orders', 'order_serial'),
-    (12, 'merchant_orders', 'order_id'),
-    (13, 'merchant_orders', 'creation_time'),
-    (14, 'merchant_orders', 'fulfillment_url'),
-    (15, 'merchant_orders', 'session_id')
-)
+),
+-- include columns.sql
 SELECT p.nspname AS schema, w.tab, w.col,
        a.attnum IS NOT NULL AS present,
        coalesce(has_schema_privilege(p.oid, 'USAGE')

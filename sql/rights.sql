@@ -3,23 +3,9 @@
 -- worst first. What everybody may do counts too, but for temporary tables.
 WITH me AS (
     SELECT * FROM pg_roles WHERE rolname = current_user
-), wanted (tab, col) AS (VALUES
-    ('merchant_instances', 'merchant_serial'),
-    ('merchant_instances', 'merchant_id'),
-    ('merchant_contract_terms', 'merchant_serial'),
-    ('merchant_contract_terms', 'order_serial'),
-    ('merchant_contract_terms', 'order_id'),
-    ('merchant_contract_terms', 'creation_time'),
-    ('merchant_contract_terms', 'paid'),
-    ('merchant_contract_terms', 'fulfillment_url'),
-    ('merchant_contract_terms', 'session_id'),
-    ('merchant_orders', 'merchant_serial'),
-    ('merchant_orders', 'order_serial'),
-    ('merchant_orders', 'order_id'),
-    ('merchant_orders', 'creation_time'),
-    ('merchant_orders', 'fulfillment_url'),
-    ('merchant_orders', 'session_id')
-), place AS (
+),
+-- include columns.sql
+, place AS (
     SELECT n.oid, n.nspname, has_schema_privilege(n.oid, 'CREATE') AS writable
     FROM pg_namespace n
     WHERE n.nspname !~ '^pg_' AND n.nspname <> 'information_schema'

@@ -6,7 +6,7 @@ import pytest
 from client import assert_error, assert_order
 from layouts import LAYOUTS, ddl, make_merchant, options
 from merchant import Merchant, new_session, new_url
-from servers import ROOT
+from servers import ROLE, ROOT, read_statement
 
 
 @pytest.fixture(params=LAYOUTS)
@@ -194,6 +194,17 @@ def test_the_script_for_the_index_on_offers(postgres, start_pool, layout):
     order = merchant.contract(session, url, paid=True)
     assert_order(pool.fcgi.ask(session, url), 200, order)
     assert not pool.logged("no index")
+
+
+@pytest.mark.parametrize("layout", [dict(), dict(naming="m{serial}")], ids=["2023", "2026"])
+def test_the_role_may_read_the_columns_of_a_lookup_alone(postgres, layout):
+    """sql/role.sql and sql/columns.sql each have a list of them."""
+    db = f"columns {layout}".translate(str.maketrans("", "", "{}'"))
+    make_merchant(postgres, db, instances=("shop",), **layout)
+    granted = postgres.psql(f"""SELECT DISTINCT table_name, column_name FROM information_schema.column_privileges
+                                WHERE grantee = '{ROLE}' AND privilege_type = 'SELECT' ORDER BY 1, 2""", db)
+    wanted = postgres.psql(f"WITH {read_statement('columns.sql')} SELECT tab, col FROM wanted ORDER BY 1, 2", db)
+    assert granted == wanted
 
 
 def test_a_read_only_database(postgres, start_pool):
