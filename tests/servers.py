@@ -16,14 +16,14 @@ import contextlib
 import glob
 import os
 import pathlib
-import pwd
 import re
 import shutil
 import signal
 import socket
 import subprocess
 import tempfile
-import time
+
+from processes import account_exists, children, connects, free_port, group, kill, start, wait_until
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 ROLE = "merchant-sessions"
@@ -34,35 +34,6 @@ LOG_LINE = re.compile(r"merchant-sessions\[\d+\] (error|warning|info|debug): \S.
 # Tests run as root, mostly, and the program does not unless this variable tells it to.
 ALLOW_ROOT = "MERCHANT_SESSIONS_ALLOW_ROOT"
 os.environ.setdefault(ALLOW_ROOT, "1")
-
-
-def wait_until(condition, seconds=10, what="condition"):
-    """Poll until `condition()` is true and return its value."""
-    deadline = time.monotonic() + seconds
-    while True:
-        value = condition()
-        if value:
-            return value
-        if time.monotonic() > deadline:
-            raise TimeoutError(f"{what}: not within {seconds} s")
-        time.sleep(0.02)
-
-
-def free_port():
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]
-
-
-def start(command, user=None, pdeathsig="TERM", **options):
-    """Start a process that dies with this one, as another user if we are root."""
-    # A shell has the commands that it runs in the background ignore these two.
-    prefix = ["env", "--default-signal=INT,QUIT", "setpriv", "--pdeathsig", pdeathsig]
-    if user and os.geteuid() == 0:
-        account = pwd.getpwnam(user)
-        prefix += ["--reuid", str(account.pw_uid), "--regid", str(account.pw_gid), "--clear-groups"]
-    return subprocess.Popen([*prefix, "--", *map(str, command)],
-                            stdin=options.pop("stdin", subprocess.DEVNULL), **options)
 
 
 class Server:
@@ -116,7 +87,7 @@ class Postgres(Server):
     def __init__(self, **settings):
         super().__init__("postgres")
         self.bin = pathlib.Path(max(glob.glob("/usr/lib/postgresql/*/bin"), key=lambda path: int(path.split("/")[-2])))
-        self.account = next((name for name in ("postgres", "nobody") if _account_exists(name)), None)
+        self.account = next((name for name in ("postgres", "nobody") if account_exists(name)), None)
         self.port = free_port()
         self.data = self.directory / "data"
         self.settings = {"autovacuum": "off", "fsync": "off", "full_page_writes": "off", "max_connections": 100,
@@ -170,7 +141,7 @@ class Postgres(Server):
     def _signal_all(self, number):
         if self.running():
             for pid in [self.process.pid, *children(self.process.pid)]:
-                _kill(pid, number)
+                kill(pid, number)
 
     def _accepts(self):
         return subprocess.run([self.bin / "pg_isready", "-q", "-h", self.directory, "-p", str(self.port)]).returncode == 0
@@ -454,7 +425,7 @@ class Pool(Server):
         """Stop it and return its exit status; no worker may outlive it."""
         self.send(number)
         status = self.process.wait(within)
-        left = _group(self.pid)
+        left = group(self.pid)
         assert not left, f"processes outlive the pool: {left}"
         return status
 
@@ -465,59 +436,3 @@ class Pool(Server):
             except ProcessLookupError:
                 pass
         super().__exit__()
-
-
-def children(pid):
-    """Pids of the living children of a process."""
-    try:
-        listed = pathlib.Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
-    except FileNotFoundError:
-        return []
-    return [int(child) for child in listed if state(child) not in ("Z", None)]
-
-
-def _group(pgid):
-    members = []
-    for stat in glob.glob("/proc/[0-9]*/stat"):
-        fields = _stat(stat)
-        if fields and fields[0] != "Z" and int(fields[2]) == pgid:
-            members.append(int(stat.split("/")[2]))
-    return members
-
-
-def state(pid):
-    """The state of a process as ps has it: R, S, T, Z …; None where there is none."""
-    fields = _stat(f"/proc/{pid}/stat")
-    return fields and fields[0]
-
-
-def _stat(path):
-    """The fields of a stat file after the command: state, parent, process group …"""
-    try:
-        with open(path, encoding="ascii", errors="replace") as stat:
-            return stat.read().rpartition(")")[2].split()
-    except (FileNotFoundError, ProcessLookupError):
-        return None
-
-
-def _kill(pid, number):
-    try:
-        os.kill(pid, number)
-    except ProcessLookupError:
-        pass
-
-
-def _account_exists(name):
-    try:
-        return bool(pwd.getpwnam(name))
-    except KeyError:
-        return False
-
-
-def connects(address):
-    with socket.socket(socket.AF_UNIX if isinstance(address, str) else socket.AF_INET) as probe:
-        try:
-            probe.connect(address)
-            return True
-        except OSError:
-            return False

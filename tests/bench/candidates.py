@@ -9,7 +9,8 @@ import pathlib
 
 import fastcgi
 import shop
-from servers import Nginx, Pool, Server, start
+from processes import start
+from servers import Nginx, Pool, Server
 
 HERE = pathlib.Path(__file__).resolve().parent
 STATEMENT = HERE / "lookup-one.sql"

@@ -10,7 +10,7 @@ import candidates
 import plain
 import processes
 import shop
-from servers import wait_until
+from processes import wait_until
 from waiters import TIMEOUT_MS, Waiters
 
 # nginx has two connections for each request, out of 4096 of its one process.

@@ -12,7 +12,6 @@ import tempfile
 
 import candidates
 import processes
-import servers
 import shop
 
 HERE = pathlib.Path(__file__).resolve().parent
@@ -45,7 +44,7 @@ def measure(name, keep, build, database, paths, seconds):
     before = database.transactions()
     figures = _measure_rates(name, keep, build, database, paths, seconds)
     # A backend reports its last statements when it ends.
-    servers.wait_until(lambda: not database.backends(), what="the candidate's backends are gone")
+    processes.wait_until(lambda: not database.backends(), what="the candidate's backends are gone")
     statements = database.transactions() - before
     return {**figures, "batch": figures["requests"] / statements} if statements else figures
 
@@ -72,7 +71,7 @@ def measure_probe(build, database, batch, seconds):
         command = [build / "tests/bench/bench-probe", database.database, HERE / "probe.sql", keys, batch, seconds]
         done = subprocess.run([*map(str, command)], check=True, capture_output=True, text=True)
         # The backend's time counts for its parent once it has ended.
-        servers.wait_until(lambda: not database.backends(), what="the probe's backend is gone")
+        processes.wait_until(lambda: not database.backends(), what="the probe's backend is gone")
         return {"batch": batch, **figures({"requests": int(done.stdout), "seconds": seconds}, cpu.seconds())}
 
 

@@ -6,7 +6,6 @@ No web server between. A connection's worker is the process that holds the other
 
 import contextlib
 import itertools
-import os
 import pathlib
 import selectors
 import socket
@@ -16,7 +15,6 @@ import candidates
 import fastcgi
 import processes
 import shop
-from servers import free_port
 
 WORKERS = 4
 LONG_POLLS = 240
@@ -42,7 +40,7 @@ def measure(build, database):
 @contextlib.contextmanager
 def _pool(build, database):
     with candidates.program(build, database.database, "--workers", WORKERS, "--max-waiting", MAX_WAITING,
-                            address=f"127.0.0.1:{free_port()}") as pool:
+                            address=f"127.0.0.1:{processes.free_port()}") as pool:
         candidates.check_directly(pool)
         time.sleep(0.5)  # all workers connect to the database
         yield pool
@@ -105,22 +103,13 @@ def _receive(selector):
 
 def _by_worker(pool, answered):
     workers = pool.workers()
-    holders = {inode: worker for worker in workers for inode in _sockets(worker)}
+    holders = {inode: worker for worker in workers for inode in processes.sockets(worker)}
     inodes = _server_sockets(pool.connect_to[1])
     counts = dict.fromkeys(workers, 0)
     for connection, requests in answered.items():
         _, port = connection.socket.getsockname()
         counts[holders[inodes[port]]] += requests
     return [*counts.values()]
-
-
-def _sockets(pid):
-    """The inodes of a process's sockets."""
-    for entry in pathlib.Path(f"/proc/{pid}/fd").iterdir():
-        with contextlib.suppress(FileNotFoundError):
-            name = os.readlink(entry)
-            if name.startswith("socket:["):
-                yield name[len("socket:["):-1]
 
 
 def _server_sockets(port):

@@ -10,6 +10,7 @@ import subprocess
 import tempfile
 import urllib.parse
 
+import processes
 import servers
 
 HERE = pathlib.Path(__file__).resolve().parent
@@ -107,7 +108,7 @@ class Shop:
         with tempfile.TemporaryDirectory() as directory:
             script = pathlib.Path(directory) / "script.sql"
             script.write_text("SELECT bench.disturb();\n")
-            writer = servers.start(
+            writer = processes.start(
                 ["pgbench", "-n", "-M", "prepared", "-c", 2, "-R", per_second, "-T", 3600, "-f", script,
                  self.postgres.conninfo(NAME, user=self.postgres.SUPERUSER)],
                 stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)

@@ -6,7 +6,7 @@ import tempfile
 import time
 
 import processes
-from servers import start, wait_until
+from processes import start, wait_until
 
 # The web server's connections to the pool must fit its backlog.
 ARRIVALS_PER_SECOND = 4000

@@ -10,7 +10,7 @@ import time
 
 import candidates
 import processes
-from servers import free_port, start, wait_until
+from processes import free_port, start, wait_until
 from waiters import TIMEOUT_MS, Waiters
 
 # The part of the parked that is claimed at any time: orders that the shopper is about to confirm in the wallet.

@@ -14,7 +14,7 @@ import subprocess
 import time
 
 from history import Kind, now
-from servers import children, wait_until
+from processes import children, descriptors, wait_until
 
 TABLES = ["merchant_contract_terms", "merchant_orders", "merchant_instances",
           "merchant_contract_terms, merchant_orders"]
@@ -182,7 +182,7 @@ class Processes:
         pid = self._victim(victim)
         with self.timeline.span(Kind.SHORT), contextlib.suppress(ProcessLookupError, FileNotFoundError):
             limit = resource.prlimit(pid, resource.RLIMIT_NOFILE)
-            resource.prlimit(pid, resource.RLIMIT_NOFILE, (max(len(os.listdir(f"/proc/{pid}/fd")), STARTS_WITH) + room, limit[1]))
+            resource.prlimit(pid, resource.RLIMIT_NOFILE, (max(descriptors(pid), STARTS_WITH) + room, limit[1]))
             time.sleep(seconds)
             resource.prlimit(pid, resource.RLIMIT_NOFILE, limit)
             # It tries to accept once a second.

@@ -34,7 +34,8 @@ from faults import Database, Processes  # noqa: E402
 from history import Judge, Kind, Outcome, Rules, Span, Timeline, now  # noqa: E402
 from merchant import MARKER  # noqa: E402
 from peers import Peers  # noqa: E402
-from servers import LOG_LINE, Nginx, Pool, Postgres, children, location, make_shop, upstream, wait_until  # noqa: E402
+from processes import children, descriptors, wait_until  # noqa: E402
+from servers import LOG_LINE, Nginx, Pool, Postgres, location, make_shop, upstream  # noqa: E402
 from shop import Key, Merchant, Writer  # noqa: E402
 
 DB = "shop"
@@ -205,7 +206,7 @@ class WalkPool(Pool):
         counts = [0]
         for pid in children(self.pid):
             with contextlib.suppress(FileNotFoundError):
-                counts.append(len(os.listdir(f"/proc/{pid}/fd")))
+                counts.append(descriptors(pid))
         return max(counts)
 
 

@@ -7,7 +7,8 @@ import json
 import shutil
 import urllib.request
 
-from servers import Server, free_port, start, wait_until
+from processes import free_port, start, wait_until
+from servers import Server
 
 # As root there is no sandbox; the rest keeps the browser from calling its makers.
 ARGUMENTS = ["--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-sync",

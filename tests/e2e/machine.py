@@ -9,7 +9,8 @@ import subprocess
 
 import pytest
 
-from servers import ROOT, Server, children, start, wait_until
+from processes import children, start, wait_until
+from servers import ROOT, Server
 
 # What the operator's commands install, and this machine has no network for once it runs.
 LATER = ["apache2", "apache2-dev", "build-essential", "debhelper", "libcjson-dev", "libcmocka-dev", "libfcgi-dev",

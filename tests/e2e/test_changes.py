@@ -13,7 +13,8 @@ import pytest
 from layouts import make_merchant, put_view_before_contracts
 from merchant import new_session, new_url
 from own_cluster import database  # noqa: F401
-from servers import PgBouncer, Postgres, Standby, read_statement, start, wait_until
+from processes import start, wait_until
+from servers import PgBouncer, Postgres, Standby, read_statement
 
 SECONDS = 4
 SLACK = 1.0

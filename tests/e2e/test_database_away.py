@@ -9,7 +9,8 @@ from client import assert_error, assert_order
 from layouts import ddl, make_merchant
 from merchant import Merchant, new_session, new_url
 from own_cluster import database, merchant  # noqa: F401
-from servers import ROLE, ROOT, Postgres, make_shop, wait_until
+from processes import wait_until
+from servers import ROLE, ROOT, Postgres, make_shop
 
 DB_TIMEOUT = 500
 SLACK = 1.0

@@ -9,9 +9,10 @@ import urllib.parse
 import pytest
 
 from browser import ENTER, TAB, Browser, is_installed
-from conftest import CheckedNginx, CheckedPool
+from checked import CheckedNginx, CheckedPool
 from merchant import new_url
-from servers import ROOT, Nginx, location, upstream, wait_until
+from processes import wait_until
+from servers import ROOT, Nginx, location, upstream
 
 pytestmark = pytest.mark.skipif(not is_installed(), reason="chromium and chromium-driver are not installed")
 

@@ -5,7 +5,8 @@ import pytest
 
 from client import assert_error, assert_order
 from merchant import Merchant, new_session, new_url
-from servers import ROLE, Postgres, Standby, make_shop, wait_until
+from processes import wait_until
+from servers import ROLE, Postgres, Standby, make_shop
 
 DB_TIMEOUT = 500
 

@@ -9,7 +9,8 @@ import pytest
 from client import assert_error, assert_order
 from layouts import make_merchant
 from merchant import MARKER, new_session, new_url
-from servers import read_statement, wait_until
+from processes import wait_until
+from servers import read_statement
 
 INDEX = "merchant_contract_terms_by_merchant_session_and_fulfillment"
 OFFERS_INDEX = "merchant_orders_by_merchant_session_and_fulfillment"

@@ -15,7 +15,8 @@ import pytest
 from client import assert_error, assert_order
 from layouts import make_merchant, schema_ddl
 from merchant import new_session, new_url
-from servers import Postgres, wait_until
+from processes import wait_until
+from servers import Postgres
 
 # A new instance is served, and a deleted one unknown, within ten seconds.
 NEWS = 11

@@ -14,10 +14,11 @@ import subprocess
 
 import pytest
 
+from checked import CheckedPool
 from client import Fcgi, assert_order
-from conftest import CheckedPool
 from merchant import new_session, new_url
-from servers import ALLOW_ROOT, ROOT, children, start, state, wait_until
+from processes import children, start, state, wait_until
+from servers import ALLOW_ROOT, ROOT
 
 PREFIX = "MERCHANT_SESSIONS_"
 SETTINGS = ROOT / "conf/merchant-sessions.default"

@@ -12,12 +12,13 @@ import time
 import pytest
 
 import fastcgi
+from checked import CheckedNginx, CheckedPool, open_site
 from client import target
-from conftest import CheckedNginx, CheckedPool, open_site
 from merchant import MARKER, new_session, new_url
 from metrics import PREFIX, Samples, dashboard_queries, metrics_location, names_in
 from own_cluster import database, merchant  # noqa: F401
-from servers import ROOT, Postgres, children, free_port, location, upstream, wait_until
+from processes import children, free_port, wait_until
+from servers import ROOT, Postgres, location, upstream
 
 KILLED = "killed by signal 9"
 

@@ -7,10 +7,11 @@ import subprocess
 
 import pytest
 
+from checked import CheckedPool
 from client import assert_error
-from conftest import CheckedPool
 from merchant import new_session, new_url
-from servers import ROLE, children, wait_until
+from processes import children, wait_until
+from servers import ROLE
 
 USAGE = 64
 PREFIX = "MERCHANT_SESSIONS_"

@@ -13,7 +13,8 @@ import subprocess
 import pytest
 
 from machine import Machine
-from servers import ROOT, wait_until
+from processes import wait_until
+from servers import ROOT
 
 TOOLS = ["debootstrap", "lintian", "nsenter", "systemd-nspawn"]
 MISSING = [tool for tool in TOOLS if not shutil.which(tool, path="/usr/sbin:/usr/bin")]

@@ -13,7 +13,7 @@ import fastcgi
 from client import assert_error, assert_order, target
 from layouts import make_merchant
 from merchant import new_session, new_url
-from servers import children, wait_until
+from processes import children, wait_until
 
 SLACK = 1.0
 CROWD = 150

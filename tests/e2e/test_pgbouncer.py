@@ -9,7 +9,8 @@ from client import assert_error, assert_order
 from layouts import make_merchant
 from merchant import new_session, new_url
 from own_cluster import database  # noqa: F401
-from servers import PgBouncer, Postgres, wait_until
+from processes import wait_until
+from servers import PgBouncer, Postgres
 
 LAYOUTS = {"2023": dict(), "2026": dict(naming="m-{serial}", serial=False)}
 # Layout and mode. What the modes have in common need not be tried in each of them in both layouts.

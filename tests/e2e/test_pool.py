@@ -3,7 +3,6 @@
 
 import contextlib
 import os
-import pathlib
 import pwd
 import re
 import resource
@@ -17,10 +16,11 @@ import time
 import pytest
 
 import fastcgi
+from checked import CheckedNginx, CheckedPool, open_site
 from client import Fcgi, Http, assert_error, assert_order, target
-from conftest import CheckedNginx, CheckedPool, open_site
 from merchant import new_session, new_url
-from servers import children, free_port, location, start, state, upstream, wait_until
+from processes import Running, children, descriptors, free_port, start, state, wait_until
+from servers import location, upstream
 
 
 def answers(pool):
@@ -679,22 +679,19 @@ def test_out_of_descriptors(start_pool):
 
 def busy(pid, seconds=0.5):
     """The share of a processor that a process takes."""
-    def ticks():
-        fields = pathlib.Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
-        return int(fields[11]) + int(fields[12])
-    before = ticks()
+    running = Running([pid])
     time.sleep(seconds)
-    return (ticks() - before) / os.sysconf("SC_CLK_TCK") / seconds
+    return running.seconds() / seconds
 
 
 def test_idle_takes_no_processor_and_leaks_no_descriptor(start_pool):
     pool = start_pool()
     answers(pool)
     pid, = pool.workers()
-    before = {*os.listdir(f"/proc/{pid}/fd")}  # with that of the last connection, perhaps
+    before = descriptors(pid)  # with that of the last connection, perhaps
     for _ in range(50):
         answers(pool)
-    wait_until(lambda: {*os.listdir(f"/proc/{pid}/fd")} <= before, 2, "no more descriptors")
+    wait_until(lambda: descriptors(pid) <= before, 2, "no more descriptors")
     assert busy(pid) < 0.1
 
 

@@ -11,11 +11,12 @@ import urllib.request
 
 import pytest
 
-from conftest import CheckedPool, open_site
+from checked import CheckedPool, open_site
 from merchant import new_session, new_url
 from metrics import dashboard_queries, metrics_location
 from own_cluster import database, merchant  # noqa: F401
-from servers import ROOT, Postgres, Server, free_port, location, start, wait_until
+from processes import free_port, start, wait_until
+from servers import ROOT, Postgres, Server, location
 
 pytestmark = pytest.mark.skipif(not shutil.which("promtool") or not shutil.which("prometheus"),
                                 reason="prometheus is not installed")

@@ -3,7 +3,6 @@
 
 import collections
 import contextlib
-import os
 import pathlib
 import random
 import re
@@ -17,12 +16,13 @@ import time
 import pytest
 
 import fastcgi
+from checked import CheckedPool
 from client import assert_error, target
-from conftest import CheckedPool
 from fastcgi import (ABORT_REQUEST, AUTHORIZER, BEGIN_REQUEST, CANT_MPX_CONN, DATA, END_REQUEST, FILTER, GET_VALUES,
                      GET_VALUES_RESULT, PARAMS, REQUEST_COMPLETE, STDIN, STDOUT, UNKNOWN_ROLE, UNKNOWN_TYPE)
 from merchant import new_session, new_url
-from servers import ROOT, free_port, wait_until
+from processes import free_port, sockets, status_bytes, wait_until
+from servers import ROOT
 
 SILENCE = 5
 SLACK = 1.0
@@ -580,15 +580,6 @@ def test_silent_connections_give_way(short, sent):
         assert answer.seconds < 2 + SLACK
 
 
-def sockets(pid):
-    """Descriptors of a process by the socket that they are."""
-    found = {}
-    for entry in pathlib.Path(f"/proc/{pid}/fd").iterdir():
-        with contextlib.suppress(FileNotFoundError):
-            found[os.readlink(entry)] = int(entry.name)
-    return {link: number for link, number in found.items() if link.startswith("socket:")}
-
-
 def watches_listener(pool, worker):
     """Whether epoll has the listening socket, the only one that the pool's first process has."""
     listener = sockets(worker)[next(iter(sockets(pool.pid)))]
@@ -629,12 +620,6 @@ def plain_program(program, tmp_path_factory):
     return build / "fcgi" / "merchant-sessions.fcgi"
 
 
-def memory(pid, what):
-    """A line of /proc/PID/status, in bytes."""
-    status = pathlib.Path(f"/proc/{pid}/status").read_text()
-    return int(re.search(rf"{what}:\s+(\d+) kB", status)[1]) * 1024
-
-
 def large(**more):
     """Parameters of 60 KB in which there is nothing to complain of: REQUEST_URI and QUERY_STRING."""
     uri = target(new_session(), new_url(), "shop", more.pop("timeout_ms", 0)) + "&x=" + "y" * 30000
@@ -646,14 +631,14 @@ def test_large_requests_do_not_keep_memory_while_the_database_stalls(plain_progr
             contextlib.ExitStack() as stack:
         is_served(pool)
         worker = pool.workers()[0]
-        before = memory(worker, "VmRSS")
+        before = status_bytes(worker, "VmRSS")
         stack.callback(postgres.resume)
         postgres.pause()
         crowd = [stack.enter_context(fastcgi.Connection(pool.connect_to)) for _ in range(600)]
         for connection in crowd:
             connection.send(fastcgi.request(large()))
         time.sleep(0.5)
-        assert memory(worker, "VmRSS") - before < 600 * 60000 / 4
+        assert status_bytes(worker, "VmRSS") - before < 600 * 60000 / 4
         postgres.resume()
         for connection in crowd:
             assert unknown(connection.reply())
@@ -670,7 +655,7 @@ def test_out_of_memory(plain_program, database):
         for connection in waiting:
             connection.send(parked(timeout_ms=3000))
         time.sleep(0.3)
-        limit = memory(worker, "VmSize")
+        limit = status_bytes(worker, "VmSize")
         resource.prlimit(worker, resource.RLIMIT_AS, (limit, resource.RLIM_INFINITY))
         hoard = []
         for size in [60000] * 40 + [8000] * 40 + [2000] * 40:

@@ -15,7 +15,8 @@ import threading
 import pytest
 
 from browser import Browser, is_installed
-from servers import ROOT, wait_until
+from processes import wait_until
+from servers import ROOT
 
 # It builds the program, on a machine that other tests use too.
 START = 200

@@ -6,15 +6,15 @@ The unit test of sandbox tries what is forbidden.
 
 import contextlib
 import os
-import pathlib
 import shutil
 import subprocess
 
 import pytest
 
-from conftest import CheckedPool
+from checked import CheckedPool
 from merchant import new_session, new_url
 from own_cluster import database, merchant  # noqa: F401 - fixtures
+from processes import status
 from servers import Postgres
 
 
@@ -35,13 +35,6 @@ class TlsPostgres(Postgres):
 def postgres():
     with TlsPostgres() as cluster:
         yield cluster
-
-
-def process_status(pid, what):
-    for line in pathlib.Path(f"/proc/{pid}/status").read_text().splitlines():
-        if line.startswith(what + ":"):
-            return line.split()[1]
-    raise KeyError(what)
 
 
 @contextlib.contextmanager
@@ -77,9 +70,9 @@ def test_password_in_a_file(program, postgres, database, tmp_path):  # noqa: F81
 def test_state_of_a_worker(program, database):  # noqa: F811
     with serving(program, database) as pool:
         worker, = pool.workers()
-        assert process_status(worker, "NoNewPrivs") == "1"
-        assert process_status(pool.pid, "NoNewPrivs") == "0"
+        assert status(worker, "NoNewPrivs") == "1"
+        assert status(pool.pid, "NoNewPrivs") == "0"
     with serving(program, database, "--no-sandbox") as pool:
         worker, = pool.workers()
-        assert process_status(worker, "NoNewPrivs") == "0"
+        assert status(worker, "NoNewPrivs") == "0"
         assert not pool.logged("sandbox")

@@ -7,8 +7,8 @@ import subprocess
 import time
 
 import fastcgi
+from checked import CheckedPool
 from client import target
-from conftest import CheckedPool
 from merchant import MARKER, new_session, new_url
 from servers import Postgres, make_shop
 

@@ -14,10 +14,11 @@ import time
 
 import pytest
 
+from checked import CheckedPool
 from client import Http, assert_error, assert_order, target
-from conftest import CheckedPool
 from merchant import MARKER, new_session, new_url
-from servers import ROOT, SOCKET_OF_OPERATORS, Nginx, shipped, wait_until
+from processes import wait_until
+from servers import ROOT, SOCKET_OF_OPERATORS, Nginx, shipped
 from webservers import Apache, Caddy, H2o, Lighttpd
 
 PROGRAM_OF_OPERATORS = "/usr/local/libexec"

@@ -13,7 +13,7 @@ import pytest
 import fastcgi
 from client import assert_error, assert_order, target
 from merchant import new_session, new_url
-from servers import wait_until
+from processes import wait_until
 
 POLL = 100
 SLACK = 1.0

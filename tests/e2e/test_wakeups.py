@@ -13,7 +13,8 @@ import fastcgi
 from client import target
 from merchant import new_session, new_url
 from own_cluster import database, merchant  # noqa: F401
-from servers import Postgres, wait_until
+from processes import wait_until
+from servers import Postgres
 
 PARKED = 2000
 SOON = 2.0

@@ -7,7 +7,8 @@ Each listens on 127.0.0.1:`port`, and has `site`, the text of a shipped file, wh
 import os
 import shutil
 
-from servers import Server, connects, free_port, start
+from processes import connects, free_port, start
+from servers import Server
 
 
 class WebServer(Server):
