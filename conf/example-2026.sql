@@ -5,12 +5,30 @@
 
 BEGIN;
 
-CREATE FUNCTION demo.schema_of(instance text) RETURNS text
+CREATE OR REPLACE FUNCTION demo.schema_of(instance text) RETURNS text
   LANGUAGE sql AS
 $$
   SELECT 'merchant_instance_' || merchant_serial
     FROM merchant.merchant_instances
    WHERE merchant_id = instance
+$$;
+
+CREATE OR REPLACE FUNCTION demo.schema_of_order(order_id text) RETURNS text
+  LANGUAGE plpgsql AS
+$$
+DECLARE
+  schema text;
+  has_order boolean;
+BEGIN
+  FOR schema IN SELECT demo.schema_of(merchant_id) FROM merchant.merchant_instances LOOP
+    EXECUTE format('SELECT EXISTS (SELECT FROM %1$I.merchant_orders WHERE order_id = $1)
+                        OR EXISTS (SELECT FROM %1$I.merchant_contract_terms WHERE order_id = $1)', schema)
+       INTO has_order USING order_id;
+    EXIT WHEN has_order;
+  END LOOP;
+  -- Of an order that does not exist: any schema, where it is not found either.
+  RETURN schema;
+END
 $$;
 
 CREATE PROCEDURE demo.split_instance(instance text)
@@ -31,85 +49,6 @@ BEGIN
   SELECT contract.* FROM merchant.merchant_contract_terms AS contract
     JOIN merchant.merchant_instances USING (merchant_serial)
    WHERE merchant_id = instance;
-END
-$$;
-
--- Unqualified names are those of the instance's schema from here to the end of the transaction.
-CREATE PROCEDURE demo.enter(instance text)
-  LANGUAGE sql AS
-$$
-  SELECT set_config('search_path', quote_ident(demo.schema_of(instance)), true)
-$$;
-
-CREATE PROCEDURE demo.enter_schema_of_order(wanted text)
-  LANGUAGE plpgsql AS
-$$
-DECLARE
-  instance text;
-BEGIN
-  FOR instance IN SELECT merchant_id FROM merchant.merchant_instances LOOP
-    CALL demo.enter(instance);
-    IF EXISTS (SELECT FROM merchant_orders AS offer WHERE offer.order_id = wanted) THEN
-      RETURN;
-    END IF;
-  END LOOP;
-END
-$$;
-
-CREATE OR REPLACE FUNCTION demo.make_order(instance text, order_id text, session text, url text) RETURNS text
-  LANGUAGE plpgsql AS
-$$
-BEGIN
-  CALL demo.enter(instance);
-  INSERT INTO merchant_orders
-    ( merchant_serial, order_id, claim_token, h_post_data, pay_deadline, creation_time
-    , contract_terms, fulfillment_url, session_id)
-  SELECT merchant_serial
-       , make_order.order_id
-       , decode(md5(random()::text), 'hex')
-       , sha512(convert_to(make_order.order_id, 'UTF8'))
-       , demo.microseconds(clock_timestamp() + interval '1 day')
-       , demo.microseconds(clock_timestamp())
-       , convert_to(json_build_object('order_id', make_order.order_id
-                                    , 'amount', 'KUDOS:1'
-                                    , 'summary', 'An article'
-                                    , 'fulfillment_url', url)::text, 'UTF8')
-       , url
-       , session
-    FROM merchant.merchant_instances
-   WHERE merchant_id = instance;
-  RETURN order_id;
-END
-$$;
-
-CREATE OR REPLACE FUNCTION demo.claim_order(order_id text) RETURNS text
-  LANGUAGE plpgsql AS
-$$
-BEGIN
-  CALL demo.enter_schema_of_order(order_id);
-  INSERT INTO merchant_contract_terms
-    ( order_serial, merchant_serial, order_id, contract_terms, h_contract_terms, creation_time
-    , pay_deadline, refund_deadline, fulfillment_url, session_id, claim_token)
-  SELECT order_serial, merchant_serial, offer.order_id, contract_terms, sha512(contract_terms), creation_time
-       , pay_deadline, pay_deadline, fulfillment_url, session_id, claim_token
-    FROM merchant_orders AS offer
-   WHERE offer.order_id = claim_order.order_id
-  ON CONFLICT DO NOTHING;
-  RETURN order_id;
-END
-$$;
-
-CREATE OR REPLACE FUNCTION demo.pay_order(order_id text) RETURNS text
-  LANGUAGE plpgsql AS
-$$
-BEGIN
-  PERFORM demo.claim_order(order_id);
-  DELETE FROM merchant_orders AS offer
-   WHERE offer.order_id = pay_order.order_id;
-  UPDATE merchant_contract_terms AS contract
-     SET paid = true
-   WHERE contract.order_id = pay_order.order_id;
-  RETURN order_id;
 END
 $$;
 

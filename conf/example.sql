@@ -76,10 +76,30 @@ $$
   SELECT (extract(epoch FROM moment) * 1000000)::bigint
 $$;
 
-CREATE FUNCTION demo.make_order(instance text, order_id text, session text, url text) RETURNS text
+-- The schema that has the orders of an instance, and the one that has an order. example-2026.sql replaces both functions.
+CREATE FUNCTION demo.schema_of(instance text) RETURNS text
   LANGUAGE sql AS
 $$
-  INSERT INTO merchant.merchant_orders
+  SELECT 'merchant'
+$$;
+
+CREATE FUNCTION demo.schema_of_order(order_id text) RETURNS text
+  LANGUAGE sql AS
+$$
+  SELECT 'merchant'
+$$;
+
+-- Each of these functions returns the order's id, or NULL if there is no such order. The search path that it sets lasts
+-- until it returns.
+
+CREATE FUNCTION demo.make_order(instance text, order_id text, session text, url text) RETURNS text
+  LANGUAGE plpgsql SET search_path = '' AS
+$$
+DECLARE
+  made text;
+BEGIN
+  PERFORM set_config('search_path', quote_ident(demo.schema_of(instance)), true);
+  INSERT INTO merchant_orders
     ( merchant_serial, order_id, claim_token, h_post_data, pay_deadline, creation_time
     , contract_terms, fulfillment_url, session_id)
   SELECT merchant_serial
@@ -96,38 +116,43 @@ $$
        , session
     FROM merchant.merchant_instances
    WHERE merchant_id = instance
-  RETURNING order_id
+  RETURNING merchant_orders.order_id INTO made;
+  RETURN made;
+END
 $$;
 
 CREATE FUNCTION demo.claim_order(order_id text) RETURNS text
-  LANGUAGE sql AS
+  LANGUAGE plpgsql SET search_path = '' AS
 $$
-  INSERT INTO merchant.merchant_contract_terms
+BEGIN
+  PERFORM set_config('search_path', quote_ident(demo.schema_of_order(order_id)), true);
+  INSERT INTO merchant_contract_terms
     ( order_serial, merchant_serial, order_id, contract_terms, h_contract_terms, creation_time
     , pay_deadline, refund_deadline, fulfillment_url, session_id, claim_token)
-  SELECT order_serial, merchant_serial, order_id, contract_terms, sha512(contract_terms), creation_time
+  SELECT order_serial, merchant_serial, offer.order_id, contract_terms, sha512(contract_terms), creation_time
        , pay_deadline, pay_deadline, fulfillment_url, session_id, claim_token
-    FROM merchant.merchant_orders AS offer
+    FROM merchant_orders AS offer
    WHERE offer.order_id = claim_order.order_id
   ON CONFLICT DO NOTHING;
-
-  SELECT contract.order_id
-    FROM merchant.merchant_contract_terms AS contract
-   WHERE contract.order_id = claim_order.order_id
+  RETURN (SELECT contract.order_id FROM merchant_contract_terms AS contract
+           WHERE contract.order_id = claim_order.order_id);
+END
 $$;
 
 CREATE FUNCTION demo.pay_order(order_id text) RETURNS text
-  LANGUAGE sql AS
+  LANGUAGE plpgsql SET search_path = '' AS
 $$
-  SELECT demo.claim_order(order_id);
-
-  DELETE FROM merchant.merchant_orders AS offer
-   WHERE offer.order_id = pay_order.order_id;
-
-  UPDATE merchant.merchant_contract_terms AS contract
+DECLARE
+  claimed text := demo.claim_order(order_id);
+BEGIN
+  PERFORM set_config('search_path', quote_ident(demo.schema_of_order(order_id)), true);
+  DELETE FROM merchant_orders AS offer
+   WHERE offer.order_id = claimed;
+  UPDATE merchant_contract_terms AS contract
      SET paid = true
-   WHERE contract.order_id = pay_order.order_id
-  RETURNING contract.order_id
+   WHERE contract.order_id = claimed;
+  RETURN claimed;
+END
 $$;
 
 SELECT demo.make_order('shop', 'offered', 'session-of-ada', 'https://shop.example/articles/1')
