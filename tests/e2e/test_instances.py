@@ -82,7 +82,7 @@ def many(postgres):
     merchant = make_merchant(postgres, "many", instances=(), naming="m{serial}", serial=False)
     postgres.psql("INSERT INTO merchant.merchant_instances (merchant_pub, merchant_id, merchant_name) "
                   f"SELECT sha256(n::text::bytea), 'i' || n, '' FROM generate_series(0, {MANY - 1}) n", merchant.db)
-    postgres.psql("".join(f"CREATE SCHEMA m{n + 1}; SET search_path = m{n + 1}; {schema_ddl(False, True)}"
+    postgres.psql("".join(f"CREATE SCHEMA m{n + 1}; SET search_path = m{n + 1}; {schema_ddl(serial=False)}"
                           for n in range(MANY)), merchant.db)
     merchant.grant()
     return merchant

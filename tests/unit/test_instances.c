@@ -1,9 +1,8 @@
 /* SPDX-License-Identifier: GPL-3.0-or-later */
-#include "unit.h"
+#include "rows.h"
 
 #include <stdio.h>
 #include <stdlib.h>
-#include <string.h>
 
 #include "instances.h"
 
@@ -16,22 +15,10 @@ struct row {
     bool incomplete, unreadable, has_serial, unindexed, untracked;
 };
 
-static void set_value(PGresult *rows, int row, int field, const char *text)
-{
-    /* PQsetvalue() does not write to the text. */
-    assert_true(
-        PQsetvalue(rows, row, field, (char *)(uintptr_t)text, text ? (int)strlen(text) : -1));
-}
-
 static PGresult *make_rows(const struct row *all, size_t count)
 {
-    static char name[] = "";
-    PGresAttDesc fields[FIELDS] = {0};
-    PGresult *rows = PQmakeEmptyPGresult(NULL, PGRES_TUPLES_OK);
+    PGresult *rows = rows_new(FIELDS);
 
-    for (int i = 0; i < FIELDS; i++)
-        fields[i].name = name;
-    assert_true(PQsetResultAttrs(rows, FIELDS, fields));
     for (size_t i = 0; i < count; i++) {
         const struct row *row = &all[i];
         const char *const values[FIELDS] = {row->id, row->serial, row->schema,
@@ -39,8 +26,7 @@ static PGresult *make_rows(const struct row *all, size_t count)
             row->has_serial ? "t" : "f", row->unindexed ? "f" : "t", row->unindexed ? "f" : "t",
             row->untracked ? "f" : "t"};
 
-        for (int field = 0; field < FIELDS; field++)
-            set_value(rows, (int)i, field, values[field]);
+        rows_add(rows, values);
     }
     return rows;
 }

@@ -4,6 +4,7 @@
 #include <fcntl.h>
 #include <stdlib.h>
 #include <sys/socket.h>
+#include <sys/wait.h>
 
 #include "log.h"
 
@@ -58,6 +59,27 @@ static void test_lines_below_the_level_are_left_out(void **state)
     capture_end(&capture);
     assert_int_equal(count_lines(capture.text), 1);
     assert_contains(capture.text, " warning: yes\n");
+}
+
+static void test_muted_log_has_no_lines(void **state)
+{
+    struct capture capture;
+    pid_t pid;
+    int status;
+
+    (void)state;
+    capture_begin(&capture);
+    fflush(stdout);
+    pid = fork();
+    assert_true(pid >= 0);
+    if (pid == 0) {
+        /* For good: in a process of its own. */
+        log_mute();
+        log_error("no");
+        _exit(0);
+    }
+    assert_int_equal(waitpid(pid, &status, 0), pid);
+    assert_string_equal(capture_end(&capture), "");
 }
 
 static void test_control_characters(void **state)
@@ -184,6 +206,7 @@ int main(void)
         cmocka_unit_test(test_form),
         cmocka_unit_test(test_debug_lines_on_request_only),
         cmocka_unit_test(test_lines_below_the_level_are_left_out),
+        cmocka_unit_test(test_muted_log_has_no_lines),
         cmocka_unit_test(test_control_characters),
         cmocka_unit_test(test_long_lines),
         cmocka_unit_test(test_no_standard_error),
