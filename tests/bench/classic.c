@@ -16,12 +16,12 @@
 
 struct options {
     const char *listen;
-    const char *database;
-    const char *statement;
-    int workers;
+    const char *database;  /* conninfo */
+    const char *statement; /* path of a file */
+    int workers;           /* processes */
 };
 
-static struct options parse_options(int argc, char **argv)
+static struct options classic_parse_options(int argc, char **argv)
 {
     static const struct option known[] = {
         {"listen", required_argument, NULL, 'l'},
@@ -31,6 +31,7 @@ static struct options parse_options(int argc, char **argv)
         {0},
     };
     struct options options = {.workers = 1};
+
     for (int option; (option = getopt_long(argc, argv, "", known, NULL)) != -1;) {
         switch (option) {
         case 'l':
@@ -54,53 +55,63 @@ static struct options parse_options(int argc, char **argv)
     return options;
 }
 
-static int hex(char digit)
+/* The value of a hexadecimal digit, -1 for any other character. */
+static int classic_hex_digit(char digit)
 {
     static const char digits[] = "0123456789abcdef0123456789ABCDEF";
     const char *found = digit ? strchr(digits, digit) : NULL;
+
     return found ? (int)(found - digits) % 16 : -1;
 }
 
-static bool decode(const char *from, size_t length, char *to, size_t size)
+/* Decodes percent escapes. False for a bad one, and for a text that is too long. */
+static bool classic_decode(const char *from, size_t length, char *to, size_t size)
 {
     const char *end = from + length;
     size_t written = 0;
+
     while (from < end && written < size - 1) {
         if (*from != '%') {
             to[written++] = *from++;
             continue;
         }
-        if (end - from < 3 || hex(from[1]) < 0 || hex(from[2]) < 0)
+        if (end - from < 3 || classic_hex_digit(from[1]) < 0 || classic_hex_digit(from[2]) < 0)
             return false;
-        to[written++] = (char)(hex(from[1]) * 16 + hex(from[2]));
+        to[written++] = (char)(classic_hex_digit(from[1]) * 16 + classic_hex_digit(from[2]));
         from += 3;
     }
     to[written] = '\0';
     return from == end;
 }
 
-static bool decode_after(
+/* Decodes what follows the name, up to one of the characters in ends. */
+static bool classic_decode_after(
     const char *text, const char *name, const char *ends, char *to, size_t size)
 {
     const char *found = text ? strstr(text, name) : NULL;
+
     if (!found)
         return false;
     found += strlen(name);
-    return decode(found, strcspn(found, ends), to, size);
+    return classic_decode(found, strcspn(found, ends), to, size);
 }
 
-static bool read_query(const FCGX_Request *request, struct session_query *query)
+static bool classic_read_query(const FCGX_Request *request, struct session_query *query)
 {
     const char *path = FCGX_GetParam("REQUEST_URI", request->envp);
     const char *parameters = FCGX_GetParam("QUERY_STRING", request->envp);
-    return decode_after(path, "/instances/", "/?", query->instance, sizeof query->instance) &&
-           decode_after(path, "/sessions/", "/?", query->session, sizeof query->session) &&
-           decode_after(parameters, "fulfillment_url=", "&", query->url, sizeof query->url);
+
+    return classic_decode_after(
+               path, "/instances/", "/?", query->instance, sizeof query->instance) &&
+           classic_decode_after(path, "/sessions/", "/?", query->session, sizeof query->session) &&
+           classic_decode_after(parameters, "fulfillment_url=", "&", query->url, sizeof query->url);
 }
 
-static void reply(FCGX_Request *request, const char *status, cJSON *body)
+/* Takes the body over. */
+static void classic_reply(FCGX_Request *request, const char *status, cJSON *body)
 {
     char *json = cJSON_PrintUnformatted(body);
+
     FCGX_FPrintF(request->out,
         "Status: %s\r\n"
         "Content-Type: application/json\r\n"
@@ -115,40 +126,45 @@ static void reply(FCGX_Request *request, const char *status, cJSON *body)
     cJSON_Delete(body);
 }
 
-static void reply_order(FCGX_Request *request, const struct order *order)
+static void classic_reply_order(FCGX_Request *request, const struct order *order)
 {
     cJSON *body = cJSON_CreateObject();
+
     cJSON_AddStringToObject(body, "order_id", order->id);
-    reply(request, order->paid ? "200 OK" : "202 Accepted", body);
+    classic_reply(request, order->paid ? "200 OK" : "202 Accepted", body);
 }
 
-static void reply_error(FCGX_Request *request, const char *status, int code)
+static void classic_reply_error(FCGX_Request *request, const char *status, int code)
 {
     cJSON *body = cJSON_CreateObject();
+
     cJSON_AddNumberToObject(body, "code", code);
-    reply(request, status, body);
+    classic_reply(request, status, body);
 }
 
-static void answer(FCGX_Request *request)
+static void classic_answer(FCGX_Request *request)
 {
     struct session_query query;
     struct order order;
-    if (!read_query(request, &query))
-        reply_error(request, "400 Bad Request", 26);
+
+    if (!classic_read_query(request, &query))
+        classic_reply_error(request, "400 Bad Request", 26);
     else if (!lookup_order(&query, &order))
-        reply_error(request, "404 Not Found", 2038);
+        classic_reply_error(request, "404 Not Found", 2038);
     else
-        reply_order(request, &order);
+        classic_reply_order(request, &order);
 }
 
-static void serve(int listener, const struct options *options)
+/* The life of a process. It ends with its parent. */
+static void classic_serve(int listener, const struct options *options)
 {
+    FCGX_Request request;
+
     prctl(PR_SET_PDEATHSIG, SIGKILL);
     lookup_open(options->database, options->statement);
-    FCGX_Request request;
     FCGX_InitRequest(&request, listener, 0);
     while (FCGX_Accept_r(&request) == 0) {
-        answer(&request);
+        classic_answer(&request);
         FCGX_Finish_r(&request);
     }
     exit(1);
@@ -156,13 +172,14 @@ static void serve(int listener, const struct options *options)
 
 int main(int argc, char **argv)
 {
-    struct options options = parse_options(argc, argv);
+    struct options options = classic_parse_options(argc, argv);
+    int listener;
+
     FCGX_Init();
-    int listener = FCGX_OpenSocket(options.listen, 1024);
-    for (int i = 0; i < options.workers; i++) {
+    listener = FCGX_OpenSocket(options.listen, 1024);
+    for (int i = 0; i < options.workers; i++)
         if (fork() == 0)
-            serve(listener, &options);
-    }
+            classic_serve(listener, &options);
     while (wait(NULL) > 0) {
     }
     return 1;

@@ -27,6 +27,7 @@ static bool target_is_fastcgi(const char *target)
 static int target_connect(const struct sockaddr *address, socklen_t size, const char *target)
 {
     int connection = socket(address->sa_family, SOCK_STREAM | SOCK_CLOEXEC, 0);
+
     if (connection < 0 || connect(connection, address, size) != 0)
         err(1, "connect to %s", target);
     return connection;
@@ -39,12 +40,14 @@ static int target_connect_http(const char *port)
         .sin_port = htons((uint16_t)atoi(port)),
         .sin_addr = {htonl(INADDR_LOOPBACK)},
     };
+
     return target_connect((struct sockaddr *)&address, sizeof address, port);
 }
 
 static int target_connect_fastcgi(const char *path)
 {
     struct sockaddr_un address = {.sun_family = AF_UNIX};
+
     snprintf(address.sun_path, sizeof address.sun_path, "%s", path);
     return target_connect((struct sockaddr *)&address, sizeof address, path);
 }
@@ -66,6 +69,7 @@ static void buffer_add_header(struct buffer *buffer, unsigned char type, size_t 
         .contentLengthB1 = (unsigned char)(length >> 8),
         .contentLengthB0 = (unsigned char)length,
     };
+
     buffer_add(buffer, &header, sizeof header);
 }
 
@@ -73,6 +77,7 @@ static void buffer_add_header(struct buffer *buffer, unsigned char type, size_t 
 static void buffer_add_size(struct buffer *buffer, size_t size)
 {
     uint32_t encoded = htonl((uint32_t)size | UINT32_C(0x80000000));
+
     buffer_add(buffer, &encoded, sizeof encoded);
 }
 
@@ -105,6 +110,7 @@ static void target_make_fastcgi(struct buffer *request, const char *path)
 static void target_make_http(struct buffer *request, const char *path)
 {
     static const char method[] = "GET ", rest[] = " HTTP/1.1\r\nHost: localhost\r\n\r\n";
+
     buffer_add(request, method, strlen(method));
     buffer_add(request, path, strlen(path));
     buffer_add(request, rest, strlen(rest));
@@ -114,9 +120,10 @@ int target_request(const char *target, const char *path)
 {
     bool fastcgi = target_is_fastcgi(target);
     struct buffer request = {.length = 0};
-    (fastcgi ? target_make_fastcgi : target_make_http)(&request, path);
+    int connection;
 
-    int connection = (fastcgi ? target_connect_fastcgi : target_connect_http)(target);
+    (fastcgi ? target_make_fastcgi : target_make_http)(&request, path);
+    connection = (fastcgi ? target_connect_fastcgi : target_connect_http)(target);
     /* The socket blocks: the whole is sent. */
     if (send(connection, request.bytes, request.length, MSG_NOSIGNAL) != (ssize_t)request.length)
         err(1, "send to %s", target);
@@ -128,6 +135,7 @@ int target_status(const char *target, const char *answer, size_t length)
     const char *mark = target_is_fastcgi(target) ? "Status: " : "HTTP/1.1 ";
     const char *found = memmem(answer, length, mark, strlen(mark));
     char digits[4] = "";
+
     if (found && length - (size_t)(found - answer) >= strlen(mark) + 3)
         memcpy(digits, found + strlen(mark), 3);
     return atoi(digits);

@@ -25,8 +25,8 @@
 
 struct waiters {
     FILE *paths;
-    int64_t per_second;
-    uint32_t parked;
+    int64_t per_second; /* requests sent at most */
+    uint32_t parked;    /* requests that wait at a time */
     char **targets;
     uint32_t target_count;
     int epoll;
@@ -36,28 +36,30 @@ struct waiters {
     bool no_more_lines;
 };
 
-static int64_t now(void)
+/* Nanoseconds by CLOCK_MONOTONIC. */
+static int64_t waiters_now(void)
 {
     struct timespec time;
+
     clock_gettime(CLOCK_MONOTONIC, &time);
     return time.tv_sec * INT64_C(1000000000) + time.tv_nsec;
 }
 
-static const char *target_of(const struct waiters *waiters, uint32_t line)
+static const char *waiters_target_of(const struct waiters *waiters, uint32_t line)
 {
     return waiters->targets[line % waiters->target_count];
 }
 
-static void send_one(struct waiters *waiters, const char *path)
+static void waiters_send_one(struct waiters *waiters, const char *path)
 {
     uint32_t line = waiters->sent++;
-    int connection = target_request(target_of(waiters, line), path);
+    int connection = target_request(waiters_target_of(waiters, line), path);
+    struct epoll_event event = {.events = EPOLLIN, .data.u32 = line};
 
     waiters->sockets = reallocarray(waiters->sockets, waiters->sent, sizeof *waiters->sockets);
     if (!waiters->sockets)
         err(1, NULL);
     waiters->sockets[line] = connection;
-    struct epoll_event event = {.events = EPOLLIN, .data.u32 = line};
     if (epoll_ctl(waiters->epoll, EPOLL_CTL_ADD, connection, &event) != 0)
         err(1, "epoll_ctl");
     if (waiters->sent == waiters->parked)
@@ -65,66 +67,70 @@ static void send_one(struct waiters *waiters, const char *path)
 }
 
 /* How many requests should have been sent by now. */
-static int64_t count_due(const struct waiters *waiters, int64_t elapsed)
+static int64_t waiters_count_due(const struct waiters *waiters, int64_t elapsed)
 {
     int64_t allowed = (int64_t)waiters->parked + waiters->answered;
     int64_t paced = elapsed * waiters->per_second / INT64_C(1000000000);
+
     return paced < allowed ? paced : allowed;
 }
 
-static void send_due(struct waiters *waiters, int64_t elapsed)
+static void waiters_send_due(struct waiters *waiters, int64_t elapsed)
 {
     char path[TARGET_PATH_MAX];
-    int64_t due = count_due(waiters, elapsed);
+    int64_t due = waiters_count_due(waiters, elapsed);
+
     while (!waiters->no_more_lines && waiters->sent < due) {
         if (fgets(path, sizeof path, waiters->paths)) {
             path[strcspn(path, "\n")] = '\0';
-            send_one(waiters, path);
+            waiters_send_one(waiters, path);
         } else {
             waiters->no_more_lines = true;
         }
     }
 }
 
-static void receive_one(struct waiters *waiters, uint32_t line, int64_t arrival)
+static void waiters_receive_one(struct waiters *waiters, uint32_t line, int64_t arrival)
 {
     char answer[1024];
     ssize_t length = recv(waiters->sockets[line], answer, sizeof answer, 0);
-    int status = target_status(target_of(waiters, line), answer, length > 0 ? (size_t)length : 0);
+    int status =
+        target_status(waiters_target_of(waiters, line), answer, length > 0 ? (size_t)length : 0);
+
     printf("%" PRIu32 " %d %" PRId64 "\n", line, status, arrival);
     close(waiters->sockets[line]);
     waiters->answered++;
 }
 
-static void receive(struct waiters *waiters)
+/* Waits for answers: for a millisecond while there are requests to send. */
+static void waiters_receive(struct waiters *waiters)
 {
     struct epoll_event events[256];
     int count = epoll_wait(waiters->epoll, events, 256, waiters->sent < waiters->parked ? 1 : -1);
-    int64_t arrival = now();
+    int64_t arrival = waiters_now();
+
     for (int i = 0; i < count; i++)
-        receive_one(waiters, events[i].data.u32, arrival);
+        waiters_receive_one(waiters, events[i].data.u32, arrival);
 }
 
 int main(int argc, char **argv)
 {
+    struct waiters waiters = {.epoll = epoll_create1(EPOLL_CLOEXEC)};
+    int64_t start = waiters_now();
+
     if (argc < 5)
         errx(64, "usage: waiters PATHS PER_SECOND PARKED TARGET...");
-    struct waiters waiters = {
-        .paths = fopen(argv[1], "re"),
-        .per_second = atoi(argv[2]),
-        .parked = (uint32_t)atoi(argv[3]),
-        .targets = argv + 4,
-        .target_count = (uint32_t)argc - 4,
-        .epoll = epoll_create1(EPOLL_CLOEXEC),
-    };
+    waiters.paths = fopen(argv[1], "re");
+    waiters.per_second = atoi(argv[2]);
+    waiters.parked = (uint32_t)atoi(argv[3]);
+    waiters.targets = argv + 4;
+    waiters.target_count = (uint32_t)argc - 4;
     if (!waiters.paths || waiters.epoll < 0)
         err(1, "%s", argv[1]);
-
-    int64_t start = now();
     while (!waiters.no_more_lines || waiters.answered < waiters.sent) {
-        send_due(&waiters, now() - start);
+        waiters_send_due(&waiters, waiters_now() - start);
         fflush(stdout);
-        receive(&waiters);
+        waiters_receive(&waiters);
     }
     fclose(waiters.paths);
     free(waiters.sockets);
