@@ -6,6 +6,8 @@ import re
 
 from client import Fcgi, Http
 from merchant import MARKER
+from metrics import Samples
+from processes import wait_until
 from servers import LOG_LINE, Nginx, Pool, location, upstream
 
 
@@ -38,6 +40,14 @@ class CheckedPool(Pool):
 
     def logged(self, pattern):
         return [line for line in self.log_lines() if re.search(pattern, line)]
+
+    def wait_for_waiting(self, count):
+        """Until as many requests wait for a payment, on all workers together."""
+        wait_until(lambda: self.metrics()["waiting"] == count, what=f"{count} requests wait")
+
+    def metrics(self):
+        """The samples of the pool's metrics, straight from a worker."""
+        return Samples(self.fcgi.get("/metrics", MERCHANT_SESSIONS_METRICS="1").body.decode())
 
     def __exit__(self, kind=None, *error):
         try:

@@ -120,7 +120,7 @@ def test_still_away_at_the_deadline(postgres, pool):
 def test_a_new_request_that_would_wait(postgres, pool):
     """It came when the database was away already."""
     postgres.stop()
-    time.sleep(0.2)
+    wait_until(lambda: pool.logged("warning: database: "), what="it is noticed")
     answer = assert_fails(pool, timeout_ms=1500)
     assert DB_TIMEOUT / 1000 - 0.1 <= answer.seconds < 1.5 + DB_TIMEOUT / 1000 + SLACK
 
@@ -128,7 +128,7 @@ def test_a_new_request_that_would_wait(postgres, pool):
 def test_stopping_while_the_database_is_away(postgres, pool):
     waiting = pool.fcgi.later(new_session(), new_url(), timeout_ms=20000)
     postgres.stop()
-    time.sleep(0.3)
+    wait_until(lambda: pool.logged("warning: database: "), what="it is noticed")
     assert pool.stop() == 0
     assert waiting.result(1).status in (404, 500)
 
@@ -152,7 +152,7 @@ def test_a_machine_that_hangs(postgres, pool, merchant):
 def test_stopping_while_the_database_hangs(postgres, pool):
     waiting = pool.fcgi.later(new_session(), new_url(), timeout_ms=20000)
     postgres.pause()
-    time.sleep(0.2)
+    time.sleep(0.2)  # a check is on its way by then
     assert pool.stop() == 0
     assert waiting.result(1).status in (404, 500)
 
@@ -197,7 +197,7 @@ def test_the_database_is_not_pestered(postgres, start_pool):
     pool.expect(TROUBLE)
     wait_until_served(pool)
     postgres.stop()
-    time.sleep(1)
+    time.sleep(1)  # the pauses have grown by then
     before = attempts(pool)
     time.sleep(3)
     postgres.start()

@@ -144,7 +144,7 @@ def test_many_instances_are_paid_at_once(many, start_pool):
     with concurrent.futures.ThreadPoolExecutor(2 * MANY) as executor:
         waiting = [(n, executor.submit(pool.fcgi.ask, session, url, instance=f"i{n}", timeout_ms=40000))
                    for n in range(MANY) for _ in range(2)]
-        time.sleep(4)
+        pool.wait_for_waiting(2 * MANY)
         assert not any(answer.done() for _, answer in waiting)
         many.postgres.psql("BEGIN;" + "".join(f"UPDATE m{n + 1}.merchant_contract_terms SET paid = true;"
                                               for n in range(MANY)) + "COMMIT", many.db)
@@ -162,7 +162,7 @@ def test_a_new_instance_is_served(split, start_pool):
     split.sql("INSERT INTO merchant_instances (merchant_pub, merchant_id, merchant_name) "
               "VALUES (sha256('late'), 'late', '')")
     pool.expect('schema that is not there.*"m-4"', '"m-4": .*permission denied', "may not be read.*role.sql")
-    time.sleep(1)
+    time.sleep(1)  # asked about meanwhile
     split.instance("late")
     split.grant()
     wait_until(lambda: is_unknown(pool, "late"), NEWS, "the new instance served")
@@ -176,7 +176,7 @@ def test_who_waits_for_a_deleted_instance_learns_it(split, start_pool, schema_to
     gone = pool.fcgi.later(new_session(), new_url(), timeout_ms=40000)
     session, url = new_session(), new_url()
     stays = pool.fcgi.later(session, url, instance="admin", timeout_ms=40000)
-    time.sleep(1)
+    pool.wait_for_waiting(2)
     if schema_too:
         split.delete_instance("shop")
     else:

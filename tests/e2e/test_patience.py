@@ -26,7 +26,7 @@ def park_all(pool, keys, timeouts):
         connection = fastcgi.Connection(pool.connect_to)
         connection.send(fastcgi.request(fastcgi.variables(target(session, url, "shop", timeout_ms))))
         connections.append(connection)
-    time.sleep(1)  # parked by then
+    pool.wait_for_waiting(len(connections))
     return connections
 
 

@@ -147,7 +147,7 @@ def test_the_requests_of_other_workers_survive(start_site, merchant):
     waiting = [site.http.later(session, url, timeout_ms=20000) for _ in range(8)]
     victim = site.pool.workers()[0]
     os.kill(victim, signal.SIGKILL)
-    time.sleep(0.5)
+    wait_until(lambda: site.pool.logged("killed by signal 9"), what="the line")
     merchant.pay(order)
     for request in waiting:
         answer = request.result()
@@ -168,7 +168,7 @@ def test_all_workers_killed_each_second(start_pool):
         assert time.monotonic() - killed < 1
         wait_for_workers(pool, 2, seconds=1)
         assert not set(before) & set(children(pool.pid))
-        time.sleep(1)
+        time.sleep(1)  # they survive their start
     assert len(pool.logged("killed by signal 9; replaced at once")) == 8
 
 
@@ -191,7 +191,7 @@ def test_workers_that_fail_at_their_start(start_pool):
     enough = limit_descriptors(pool.pid, 4)
     for pid in wait_for_workers(pool, 2):
         os.kill(pid, signal.SIGKILL)
-    time.sleep(6)
+    time.sleep(6)  # attempts and pauses
     pauses = [int(re.search(r"at most (\d+) ms", line)[1]) for line in pool.logged("at its start")]
     assert pauses == sorted(pauses) and pauses[:4] == [100, 100, 200, 200], pauses
     # Two workers double 100 ms in less than two seconds up to 900; then there is one attempt each 0.9 s.
@@ -330,7 +330,7 @@ def test_stopping_with_half_a_request(start_pool):
     pool = start_pool()
     with fastcgi.Connection(pool.connect_to) as connection:
         connection.send(fastcgi.begin(), fastcgi.record(fastcgi.PARAMS, b"", length=100))
-        time.sleep(0.1)
+        time.sleep(0.1)  # read by then
         assert pool.stop() == 0
 
 
@@ -398,7 +398,7 @@ def test_a_second_signal_does_not_put_off_the_end(start_pool):
     stop_for_good(*wait_for_workers(pool, 1))
     begun = time.monotonic()
     pool.send(signal.SIGTERM)
-    time.sleep(1)
+    time.sleep(1)  # half of the time that it has to stop
     for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
         pool.send(number)
     assert pool.process.wait(3) == 1
@@ -468,7 +468,7 @@ def test_two_pools_that_are_restarted_one_after_the_other(program, database, mer
         nginx.allow_errors = True  # nginx logs the pool that is away
         with Shoppers(nginx.port, session, url, order) as shoppers:
             for pool in pools * 2:
-                time.sleep(0.3)
+                time.sleep(0.3)  # they are served by both, then by the other one
                 assert pool.stop() == 0
                 time.sleep(0.3)
                 pool.start()
@@ -594,7 +594,7 @@ def test_a_worker_that_dies_during_a_replacement(start_pool):
         os.kill(pid, signal.SIGKILL)
     wait_until(lambda: replaced(pool), 5, "the line")
     assert not set(first) & set(wait_for_workers(pool, 2))
-    time.sleep(0.3)
+    time.sleep(0.3)  # nothing follows
     wait_for_workers(pool, 2)
     answers(pool)
 
@@ -620,7 +620,7 @@ def test_hanging_up_where_there_is_nothing_to_replace(start_pool):
     pool = start_pool(workers=0)
     answers(pool)
     pool.send(signal.SIGHUP)
-    time.sleep(0.3)
+    time.sleep(0.3)  # nothing follows
     answers(pool)
 
 
@@ -648,7 +648,7 @@ def test_a_wait_whose_worker_dies_does_not_start_anew(start_site):
     """It fails, since the client would wait for its timeout_ms a second time."""
     site = kept_site(start_site, 1)
     request = site.http.later(new_session(), new_url(), timeout_ms=20000)
-    time.sleep(4)
+    time.sleep(4)  # an answer after twice as long would have waited anew
     os.kill(*wait_for_workers(site.pool, 1), signal.SIGKILL)
     answer = request.result(2)
     assert answer.status == 502 and answer.seconds < 6

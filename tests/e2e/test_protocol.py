@@ -26,6 +26,8 @@ from servers import ROOT
 
 SILENCE = 5
 SLACK = 1.0
+# Seconds between connections that come one after the other.
+ARRIVAL = 0.005
 
 
 @pytest.fixture(scope="module")
@@ -98,7 +100,7 @@ def test_record_by_record(connection):
     content = fastcgi.pairs(variables())
     for piece in (fastcgi.begin(), fastcgi.record(PARAMS, content), fastcgi.record(PARAMS), fastcgi.record(STDIN)):
         connection.send(piece)
-        time.sleep(0.05)
+        time.sleep(0.05)  # so that each is read alone
     assert unknown(connection.reply())
 
 
@@ -144,7 +146,7 @@ def test_body_of_many_records(connection):
 def test_body_that_comes_late(connection):
     connection.send(fastcgi.begin(keep=True), fastcgi.stream(PARAMS, fastcgi.pairs(variables(method="POST"))))
     for _ in range(3):
-        time.sleep(0.1)
+        time.sleep(0.1)  # late
         connection.send(fastcgi.record(STDIN, b"x" * 1000))
     connection.send(fastcgi.record(STDIN))
     reply = connection.reply()
@@ -193,9 +195,9 @@ def parked(keep=True, id=1, timeout_ms=20000):
     return fastcgi.request(fastcgi.variables(uri), id=id, keep=keep)
 
 
-def test_a_second_request_while_one_waits(connection):
+def test_a_second_request_while_one_waits(worker, connection):
     connection.send(parked(id=1, timeout_ms=700))
-    time.sleep(0.1)
+    worker.wait_for_waiting(1)
     connection.send(fastcgi.request(variables(), id=2, keep=True))
     refused = connection.read()
     assert (refused.type, refused.id) == (END_REQUEST, 2)
@@ -220,9 +222,9 @@ def ended_or_closed(connection):
     return got is None or got.type == END_REQUEST
 
 
-def test_abort_of_a_request_that_waits(connection):
+def test_abort_of_a_request_that_waits(worker, connection):
     connection.send(parked())
-    time.sleep(0.1)
+    worker.wait_for_waiting(1)
     begun = time.monotonic()
     connection.send(fastcgi.abort())
     assert ended_or_closed(connection)
@@ -429,7 +431,7 @@ def leaves_by_reset(connection):
 
 def leaves_after_half_closing(connection):
     connection.socket.shutdown(socket.SHUT_WR)
-    time.sleep(0.1)
+    time.sleep(0.1)  # noticed by then
     connection.close()
 
 
@@ -459,9 +461,9 @@ def test_half_closing_is_not_leaving(connection, keep, timeout_ms):
     assert connection.seconds_until_closed() < 1
 
 
-def test_half_closing_late_is_not_leaving(connection):
+def test_half_closing_late_is_not_leaving(worker, connection):
     connection.send(parked(timeout_ms=700))
-    time.sleep(0.2)
+    worker.wait_for_waiting(1)
     connection.socket.shutdown(socket.SHUT_WR)
     assert unknown(connection.reply())
     assert connection.seconds_until_closed() < 1
@@ -479,7 +481,7 @@ def test_the_log_has_the_reason(start_pool):
                          (fastcgi.abort(), "aborted by the peer"), (None, "closed by the peer")):
         with fastcgi.Connection(pool.connect_to) as connection:
             connection.send(parked())
-            time.sleep(0.2)
+            pool.wait_for_waiting(1)
             if sent:
                 connection.send(sent)
         wait_until(lambda: pool.logged(f"debug: connection [0-9]+: {reason}, while a request was open"), what=reason)
@@ -490,7 +492,7 @@ def test_keepalive_probes_on_tcp(start_pool):
     pool = start_pool(address=f"127.0.0.1:{port}")
     with fastcgi.Connection(pool.connect_to) as connection:
         connection.send(parked())
-        time.sleep(0.2)
+        pool.wait_for_waiting(1)
         theirs = f"{port:04X}"
         established = [line.split() for line in pathlib.Path("/proc/net/tcp").read_text().splitlines()
                        if line.split()[1].endswith(":" + theirs) and line.split()[3] == "01"]
@@ -514,7 +516,7 @@ def short(start_pool):
 
 def lower_limit(pool, worker, descriptors):
     resource.prlimit(worker, resource.RLIMIT_NOFILE, (descriptors, descriptors))
-    time.sleep(1.2)
+    time.sleep(1.2)  # a worker learns its limit once a second
     for _ in range(8):
         pool.fcgi.ask(new_session(), new_url())
 
@@ -597,7 +599,7 @@ def test_a_full_worker_leaves_new_connections_to_another(start_pool):
     with contextlib.ExitStack() as stack:
         for _ in range(80):
             stack.enter_context(fastcgi.Connection(pool.connect_to)).send(parked())
-            time.sleep(0.005)
+            time.sleep(ARRIVAL)
         full, other = pool.workers()
         assert watches_listener(pool, full) and watches_listener(pool, other)
         lower_limit(pool, full, 40)
@@ -637,7 +639,7 @@ def test_large_requests_do_not_keep_memory_while_the_database_stalls(plain_progr
         crowd = [stack.enter_context(fastcgi.Connection(pool.connect_to)) for _ in range(600)]
         for connection in crowd:
             connection.send(fastcgi.request(large()))
-        time.sleep(0.5)
+        time.sleep(0.5)  # all are read by then
         assert status_bytes(worker, "VmRSS") - before < 600 * 60000 / 4
         postgres.resume()
         for connection in crowd:
@@ -654,7 +656,7 @@ def test_out_of_memory(plain_program, database):
         waiting = [stack.enter_context(fastcgi.Connection(pool.connect_to)) for _ in range(50)]
         for connection in waiting:
             connection.send(parked(timeout_ms=3000))
-        time.sleep(0.3)
+        pool.wait_for_waiting(50)
         limit = status_bytes(worker, "VmSize")
         resource.prlimit(worker, resource.RLIMIT_AS, (limit, resource.RLIM_INFINITY))
         hoard = []
@@ -707,8 +709,8 @@ def test_waiting_requests_are_shared(four):
     with contextlib.ExitStack() as stack:
         for _ in range(240):
             stack.enter_context(fastcgi.Connection(four.connect_to)).send(parked(keep=False))
-            time.sleep(0.005)
-        time.sleep(0.3)
+            time.sleep(ARRIVAL)
+        wait_until(lambda: sum(gained(four, before)) == 240, what="all accepted")
         assert_shared(gained(four, before), 240)
 
 
@@ -730,7 +732,7 @@ def test_kept_connections_are_shared(four):
     with contextlib.ExitStack() as stack:
         for _ in range(64):
             stack.enter_context(kept_idle(four))
-            time.sleep(0.005)
+            time.sleep(ARRIVAL)
         assert_shared(gained(four, before), 64)
 
 

@@ -4,12 +4,12 @@
 import os
 import signal
 import subprocess
-import time
 
 import fastcgi
 from checked import CheckedPool
 from client import target
 from merchant import MARKER, new_session, new_url
+from processes import wait_until
 from servers import Postgres, make_shop
 
 
@@ -30,7 +30,7 @@ def test_verbose_log(start_pool, merchant):
         with fastcgi.Connection(pool.connect_to) as connection:
             connection.send(hostile)
     os.kill(pool.workers()[0], signal.SIGKILL)
-    time.sleep(0.5)
+    wait_until(lambda: pool.logged("killed by signal 9"), what="the line")
     pool.fcgi.ask(session, url)
     assert pool.logged(" debug: ")
 

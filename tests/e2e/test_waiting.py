@@ -2,6 +2,7 @@
 """Requests with timeout_ms: what they wait for, how long, and that they stand in nobody's way."""
 
 import contextlib
+import select
 import selectors
 import signal
 import socket
@@ -29,6 +30,11 @@ def seconds_since(begun):
     return time.monotonic() - begun
 
 
+def let_polls_pass():
+    """Long enough for a change to be noticed and looked at."""
+    time.sleep(3 * POLL / 1000)
+
+
 # What is waited for
 
 def test_paid_meanwhile(quick, merchant):
@@ -46,10 +52,10 @@ def test_unknown_then_offered_claimed_and_paid(quick, merchant):
     session, url = new_session(), new_url()
     waiting = quick.http.later(session, url, timeout_ms=20000)
     order = merchant.offer(session, url)
-    time.sleep(3 * POLL / 1000)
+    let_polls_pass()
     assert not waiting.done()
     merchant.claim(order)
-    time.sleep(3 * POLL / 1000)
+    let_polls_pass()
     assert not waiting.done()
     merchant.pay(order)
     assert_order(waiting.result(), 200, order)
@@ -102,7 +108,7 @@ def test_many_wait_for_the_same_key(quick, merchant):
     session, url = new_session(), new_url()
     with Crowd(quick.nginx.port, [(session, url)] * 100) as crowd:
         order = merchant.contract(session, url)
-        time.sleep(3 * POLL / 1000)
+        let_polls_pass()
         assert crowd.answered() == 0
         merchant.pay(order)
         crowd.finish(within=3)
@@ -153,7 +159,7 @@ def test_polling_goes_on_until_the_end(quick, merchant):
     session, url = new_session(), new_url()
     order = merchant.contract(session, url)
     waiting = quick.http.later(session, url, timeout_ms=20000)
-    time.sleep(1.5)
+    time.sleep(1.5)  # many intervals
     merchant.pay(order)
     paid = time.monotonic()
     assert_order(waiting.result(), 200, order)
@@ -189,11 +195,12 @@ def test_other_methods_never_wait(quick, method):
 # How many
 
 def park(pool, session=None, url=None, timeout_ms=20000, keep=False):
-    """A connection on which a request waits; a moment later it is parked."""
+    """A connection on which a request waits. It is parked, or refused a place and answered."""
+    before = pool.metrics()["waiting"]
     connection = fastcgi.Connection(pool.connect_to)
     uri = target(session or new_session(), url or new_url(), "shop", timeout_ms)
     connection.send(fastcgi.request(fastcgi.variables(uri), keep=keep))
-    time.sleep(0.1)
+    wait_until(lambda: pool.metrics()["waiting"] > before or select.select([connection.socket], [], [], 0)[0])
     return connection
 
 
@@ -233,7 +240,7 @@ def test_a_client_that_leaves_makes_room_at_once(start_pool, how):
             leaving.close()
         else:
             leaving.send(fastcgi.abort())
-        time.sleep(0.1)
+        pool.wait_for_waiting(0)
         assert pool.fcgi.ask(new_session(), new_url(), timeout_ms=500).seconds >= 0.5, "the place is still taken"
 
 
@@ -241,9 +248,9 @@ def test_a_browser_that_leaves_makes_room_at_once(start_site):
     site = start_site("--max-waiting", "1")
     with socket.create_connection(("127.0.0.1", site.nginx.port)) as browser:
         browser.sendall(http_request(new_session(), new_url()))
-        time.sleep(0.2)
+        site.pool.wait_for_waiting(1)
         assert site.http.ask(new_session(), new_url(), timeout_ms=5000).seconds < SLACK
-    time.sleep(0.2)
+    site.pool.wait_for_waiting(0)
     assert site.http.ask(new_session(), new_url(), timeout_ms=500).seconds >= 0.5
 
 
@@ -254,7 +261,7 @@ def test_a_kept_connection_waits_again(quick, merchant):
         assert connection.reply().status == 404
         uri = target(session, url, "shop", 20000)
         connection.send(fastcgi.request(fastcgi.variables(uri), keep=True, id=7))
-        time.sleep(0.3)
+        quick.pool.wait_for_waiting(1)
         merchant.pay(order)
         assert connection.reply(id=7).status == 200
 
@@ -327,7 +334,7 @@ def test_a_thousand_wait_on_one_worker(start_site, merchant):
     alone = seconds_of_a_new_request(site)
     keys = [(new_session(), new_url()) for _ in range(1000)]
     with Crowd(site.nginx.port, keys) as crowd:
-        time.sleep(2)
+        site.pool.wait_for_waiting(1000)
         assert crowd.answered() == 0
         among = seconds_of_a_new_request(site)
         assert statistics.median(among) < statistics.median(alone) + 0.05
@@ -351,9 +358,9 @@ def test_a_rush_after_a_quiet_time(start_site, merchant):
     site = start_site()
     keys = [(new_session(), new_url()) for _ in range(1000)]
     with Crowd(site.nginx.port, [(new_session(), new_url())]):
-        time.sleep(1.5)
+        time.sleep(1.5)  # the quiet time
         with Crowd(site.nginx.port, keys) as crowd:
-            time.sleep(1)
+            site.pool.wait_for_waiting(1001)
             merchant.contract(*keys[500], paid=True)
             wait_until(crowd.answered, seconds=2, what="the one that was paid")
 

@@ -117,45 +117,50 @@ def unclaim(order):
     return f"DELETE FROM merchant_contract_terms WHERE order_id = '{order}'"
 
 
+def let_checks_pass(seconds):
+    """The workers ask meanwhile whether the database has changed."""
+    time.sleep(seconds)
+
+
 def at_once(session, order):
     return timed(session, f"BEGIN; {claim(order)}; {pay(order)}; COMMIT")
 
 
 def claimed_before(session, order):
     session.run(claim(order))
-    time.sleep(0.1)
+    let_checks_pass(0.1)
     return timed(session, f"BEGIN; {pay(order)}; COMMIT")
 
 
 def unclaimed_and_claimed_again(session, order):
     session.run(claim(order))
     session.run(unclaim(order))
-    time.sleep(0.05)
+    let_checks_pass(0.05)
     session.run(claim(order))
     return timed(session, f"BEGIN; {pay(order)}; COMMIT")
 
 
 def in_a_subtransaction(session, order):
     session.run(f"BEGIN; {claim(order)}; SAVEPOINT a; {pay(order)}; ROLLBACK TO a; SAVEPOINT b; {pay(order)}; RELEASE b")
-    time.sleep(0.1)
+    let_checks_pass(0.1)
     return timed(session, "COMMIT")
 
 
 def in_a_long_transaction(session, order):
     session.run(f"BEGIN; {claim(order)}; {pay(order)}")
-    time.sleep(1)
+    let_checks_pass(1)
     return timed(session, "COMMIT")
 
 
 def after_a_rollback(session, order):
     session.run(f"BEGIN; {claim(order)}; {pay(order)}; ROLLBACK")
-    time.sleep(0.1)
+    let_checks_pass(0.1)
     return timed(session, f"BEGIN; {claim(order)}; {pay(order)}; COMMIT")
 
 
 def in_two_phases(session, order):
     session.run(f"BEGIN; {claim(order)}; {pay(order)}; PREPARE TRANSACTION '{order}'")
-    time.sleep(0.2)
+    let_checks_pass(0.2)
     return timed(session, f"COMMIT PREPARED '{order}'")
 
 
@@ -181,7 +186,7 @@ def test_no_payment_is_overlooked(start_pool, postgres, merchant):
     orders = [(key, merchant.offer(*key)) for key in keys[::40]]
     failures = []
     with Parked(pool, keys) as parked:
-        time.sleep(2)
+        pool.wait_for_waiting(PARKED)
         writers = [threading.Thread(target=pay_all, args=(postgres, merchant, parked, orders[n::4], failures)) for n in range(4)]
         for writer in writers:
             writer.start()
@@ -198,7 +203,7 @@ def test_a_reconnect_in_the_middle(start_pool, merchant):
     keys = [(new_session(), new_url()) for _ in range(50)]
     orders = [merchant.contract(*key) for key in keys]
     with Parked(pool, keys) as parked:
-        time.sleep(1)
+        pool.wait_for_waiting(50)
         for key, order in zip(keys[:10], orders):
             begun = time.monotonic()
             merchant.sql("SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE usename = 'merchant-sessions'")
