@@ -3,19 +3,20 @@
 
 import pytest
 
+from checked import CheckedPool
 from client import assert_error, assert_order
 from layouts import LAYOUTS, ddl, make_merchant, options
 from merchant import Merchant, new_session, new_url
 from servers import ROLE, ROOT, read_statement
 
 
-@pytest.fixture(params=LAYOUTS)
-def layout(request, postgres, start_pool):
+@pytest.fixture(scope="module", params=LAYOUTS)
+def layout(request, postgres, program):
     """A merchant in each layout, and a pool for it."""
-    db = request.node.name
-    merchant = make_merchant(postgres, db, **LAYOUTS[request.param])
-    yield merchant, start_pool("--poll-interval", "100", *options(**LAYOUTS[request.param]),
-                               database=conninfo(postgres, db))
+    merchant = make_merchant(postgres, request.param, **LAYOUTS[request.param])
+    with CheckedPool(program, "--workers", "1", "--poll-interval", "100", *options(**LAYOUTS[request.param]),
+                     database=conninfo(postgres, request.param)) as pool:
+        yield merchant, pool
 
 
 def conninfo(postgres, db):
