@@ -18,7 +18,7 @@ Record = collections.namedtuple("Record", "type id content")
 
 
 def record(kind, content=b"", id=1, version=1, length=None, padding=0):
-    """One record; `length` makes its header lie."""
+    """One record. `length` replaces the true length in its header."""
     header = HEADER.pack(version, kind, id, len(content) if length is None else length, padding)
     return header + content + b"\0" * padding
 
@@ -66,7 +66,7 @@ def read_pairs(content):
 
 
 def variables(uri, method="GET", **more):
-    """What a web server would tell of a request."""
+    """The parameters that a web server sends for a request."""
     path, _, query = uri.partition("?")
     return {"GATEWAY_INTERFACE": "CGI/1.1", "SERVER_PROTOCOL": "HTTP/1.1", "REQUEST_METHOD": method,
             "REQUEST_URI": uri, "SCRIPT_NAME": path, "QUERY_STRING": query, **more}

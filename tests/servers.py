@@ -168,8 +168,12 @@ class Postgres(Server):
             raise RuntimeError(done.stderr)
         return done.stdout.rstrip("\n")
 
+    def end_sessions(self, user=ROLE):
+        """End the connections of a role, as an administrator does."""
+        self.psql(f"SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE usename = '{user}'")
+
     def session(self, db, quiet=False):
-        """A psql that stays, to hold a transaction open; `quiet` throws its error messages away."""
+        """A psql that goes on, for example to hold a transaction open. `quiet` discards its error messages."""
         return Session(self._psql(db, None), quiet)
 
     def conninfo(self, db, user=ROLE, tcp=False):
@@ -243,7 +247,7 @@ class PgBouncer(Server):
         return f"host=127.0.0.1 port={self.port} dbname={db} user={self.user}"
 
     def session(self, db):
-        """A psql that stays, as another client."""
+        """A psql that goes on, as another client."""
         return Session(["psql", "-X", "-q", "-A", "-t", "-v", "ON_ERROR_STOP=1", "-d", self.conninfo(db)])
 
 
@@ -263,7 +267,7 @@ class Session:
         self.process.stdout.close()
 
     def end(self):
-        """Kill it, whether it answers or not; the server rolls back."""
+        """Kill psql, whether it answers or not. The server rolls back."""
         self.process.kill()
         self.process.wait()
         with contextlib.suppress(OSError):

@@ -95,7 +95,7 @@ class Database:
     def terminate(self, times, **_):
         for _ in range(times):
             with self.timeline.span(Kind.TROUBLE):
-                self.postgres.psql("SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE usename = 'merchant-sessions'")
+                self.postgres.end_sessions()
             time.sleep(0.05)
 
 

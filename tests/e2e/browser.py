@@ -63,12 +63,12 @@ class Browser(Server):
         return self.command("goog/cdp/execute", {"cmd": name, "params": parameters})
 
     def press(self, *keys):
-        """Keys to whatever has the focus."""
+        """Type keys into the element that has the focus."""
         actions = [{"type": kind, "value": key} for key in keys for kind in ("keyDown", "keyUp")]
         self.command("actions", {"actions": [{"type": "key", "id": "keyboard", "actions": actions}]})
 
     def open_another_tab(self):
-        """And close the one that was there."""
+        """Open a new tab and close the old one."""
         handle = self.command("window/new", {"type": "tab"})["handle"]
         self._send("DELETE", f"/session/{self.session}/window")
         self.command("window", {"handle": handle})
@@ -90,13 +90,13 @@ class Browser(Server):
             {"name": "prefers-color-scheme", "value": scheme}, {"name": "prefers-reduced-motion", "value": motion}])
 
     def screenshot(self, path):
-        """The whole page, as a PNG."""
+        """Write a picture of the whole page, as PNG."""
         size = self.devtools("Page.getLayoutMetrics")["cssContentSize"]
         image = self.devtools("Page.captureScreenshot", captureBeyondViewport=True, clip={**size, "scale": 1})
         path.write_bytes(base64.b64decode(image["data"]))
 
     def roles(self):
-        """(role, name) of each node that a screen reader is told of."""
+        """The (role, name) of each node of the accessibility tree."""
         nodes = self.devtools("Accessibility.getFullAXTree")["nodes"]
         return [(node["role"]["value"], node.get("name", {}).get("value", "")) for node in nodes if not node["ignored"]]
 
@@ -104,7 +104,7 @@ class Browser(Server):
         return [line["message"] for line in self.command("se/log", {"type": "browser"})]
 
     def wait(self, script, seconds=10):
-        """Until the script returns something true, which is returned."""
+        """Wait until the script returns something true, and return it."""
         return wait_until(lambda: self.run(script), seconds, script)
 
     def _answers(self):

@@ -39,7 +39,7 @@ class Client:
         return self.get(target(session, url, instance, timeout_ms), **options)
 
     def later(self, *arguments, **options):
-        """`ask` in a thread; a moment later it is waiting, if it has to wait."""
+        """`ask` in a thread. Returns a tenth of a second later: the request is parked by then, if it has to wait."""
         executor = concurrent.futures.ThreadPoolExecutor(1)
         future = executor.submit(self.ask, *arguments, **options)
         executor.shutdown(wait=False)

@@ -70,19 +70,19 @@ LAYOUTS = {
 
 
 def put_view_before_contracts(merchant):
-    """merchant_contract_terms becomes a view of the table that it was."""
+    """Replace merchant_contract_terms by a view of the table."""
     merchant.sql("""ALTER TABLE merchant_contract_terms RENAME TO contracts;
                     CREATE VIEW merchant_contract_terms AS SELECT * FROM contracts""")
     merchant.postgres.psql_file(ROOT / "sql/role.sql", merchant.db)
 
 
 def options(say=False, naming=None, **_):
-    """What the program has to be told of this layout."""
+    """The options that the program needs for this layout."""
     return ["--instance-schema", naming] if say else []
 
 
 def make_merchant(postgres, db, instances=("default", "shop"), naming=None, say=False, **layout):
-    """A database of its own in that layout, which the program's role may read."""
+    """Create a database in that layout, which the program's role may read."""
     postgres.psql(f'CREATE DATABASE "{db}"')
     if naming:
         postgres.psql(INSTANCES, db)

@@ -58,7 +58,7 @@ class Machine(Server):
         (self.root / path).write_text(text)
 
     def _before_boot(self, script):
-        """The machine has the network of this one still."""
+        """Run a script on the machine while it has the network of this one."""
         with open(self.log, "ab") as log:
             done = subprocess.run([*self._nspawn(), "--pipe", "sh", "-c", script], stdin=subprocess.DEVNULL, stdout=log,
                                   stderr=log)
@@ -96,7 +96,7 @@ class Machine(Server):
         return children(self.process.pid)[0]
 
     def later(self, script, **options):
-        """The same as a process that goes on."""
+        """Start the script of `run` and return its process."""
         return subprocess.Popen(
             ["nsenter", "-t", str(self._init), "-m", "-u", "-i", "-n", "-p", "-C", "-r", "-w",
              "env", "-i", "HOME=/root", "PATH=/usr/sbin:/usr/bin:/sbin:/bin", "DEBIAN_FRONTEND=noninteractive",

@@ -30,7 +30,7 @@ class Samples(dict):
             self[name[len(PREFIX):]] = float(value)
 
     def answers(self):
-        """How many there were, by status and code: {(200, 0): 3, …}; only those that there were."""
+        """The number of answers by status and code, without zeros: {(200, 0): 3, …}."""
         found = {}
         for name, value in self.items():
             labels = re.fullmatch(r'requests_total\{status="(\d+)",code="(\d+)"\}', name)
@@ -39,7 +39,7 @@ class Samples(dict):
         return found
 
     def counters(self):
-        """All that must never fall."""
+        """The samples that must never decrease."""
         gauges = {name[len(PREFIX):] for name, kind in self.types.items() if kind == "gauge"}
         return {name: value for name, value in self.items() if name.split("{")[0] not in gauges}
 

@@ -17,7 +17,7 @@ JSON_HEADERS = {
 
 
 def assert_headers(answer, expected):
-    """The headers of the pool itself: these and no others, but for a Content-Length that is true."""
+    """The pool sends these headers and a correct Content-Length, and no others."""
     headers = dict(answer.headers)
     length = headers.pop("Content-Length", None)
     assert length in (None, str(len(answer.body)))

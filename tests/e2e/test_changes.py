@@ -69,7 +69,7 @@ class Probe:
                 self.numbers = dict(zip(words[::2], map(int, words[1::2])))
 
     def result(self):
-        """When each order was found to be paid, and the numbers of the last line."""
+        """Return when each order was found to be paid, and the numbers in the last line of the output."""
         assert self.process.wait() == 0
         self.reader.join()
         return self.found, self.numbers
@@ -99,7 +99,7 @@ def set_paid(order, paid=True):
 
 
 def pay_in_every_way(merchant, orders):
-    """Several at a time. Returns when each commit had returned."""
+    """Pay several at a time. Returns the time at which each COMMIT had returned."""
     def pay(order, way):
         time.sleep(random.uniform(0, 1))
         commit(merchant, way, set_paid(order))
@@ -193,7 +193,7 @@ def test_a_view_is_not_tracked(postgres, lookup_probe, layout):
 
 @EITHER_LAYOUT
 def test_nothing_is_tracked_through_a_pooler(postgres, lookup_probe, layout):
-    """A check may be answered by a server that knows more than the one that answers the lookup."""
+    """The server that answers a check may know more than the server that answers the lookup."""
     merchant = new_merchant(postgres, **layout)
     with PgBouncer(postgres, "transaction") as bouncer:
         assert 4 <= quiet_versions(bouncer, lookup_probe, merchant) <= 10
@@ -218,7 +218,7 @@ UNKNOWN, UNPAID, PAID = 1, 2, 3
 @EITHER_LAYOUT
 @pytest.mark.parametrize("offers_have_session", [True, False])
 def test_a_poll_tells_of_contracts(postgres, lookup_probe, offers_have_session, layout):
-    """Unclaimed orders are not its business. Of several contracts a paid one wins, then the newest does."""
+    """A poll does not look at unclaimed orders. Of several contracts a paid one wins, then the newest does."""
     merchant = new_merchant(postgres, offers_have_session=offers_have_session, **layout)
     unknown, offered, claimed, paid, both, newest = keys = new_keys(6)
     merchant.offer(*offered)
@@ -248,7 +248,7 @@ def test_every_commit_is_noticed(postgres, lookup_probe):
 
 @EITHER_LAYOUT
 def test_a_reconnect_in_the_middle(postgres, lookup_probe, layout):
-    """What was committed meanwhile is found although the new connection has seen no change."""
+    """A commit between two connections is found, although the new connection has seen no change."""
     merchant = new_merchant(postgres, **layout)
     keys = new_keys(20)
     orders = [merchant.contract(*key) for key in keys]

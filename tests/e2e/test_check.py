@@ -203,7 +203,7 @@ OFFERS_NOT_FOUND = "note: not found by session"
     (dict(offers_index=False), INDEXED, OFFERS_UNINDEXED),
     (dict(offers_have_session=False), INDEXED, OFFERS_NOT_FOUND)], ids=["contracts", "offers", "2022"])
 def test_a_missing_index(check, new_merchant, layout, contracts, offers):
-    """The one on merchant_orders is optional."""
+    """The index on merchant_orders is optional."""
     merchant, database = new_merchant(**layout)
     if contracts != INDEXED:
         merchant.sql(f"DROP INDEX {OFFERS_INDEX}")
@@ -224,7 +224,7 @@ def test_the_statement_makes_the_index(check, new_merchant):
 @pytest.mark.parametrize("columns", ["merchant_serial, fulfillment_url, session_id text_pattern_ops",
                                      "merchant_serial, fulfillment_url COLLATE \"POSIX\", session_id"], ids=["class", "collation"])
 def test_an_index_that_cannot_be_used(check, new_merchant, columns):
-    """It has the columns, and another order: the server says that it does not use it."""
+    """The index has the columns, but in another order: the server says that it does not use it."""
     merchant, database = new_merchant(index=False)
     merchant.sql(f"CREATE INDEX ON merchant_contract_terms ({columns})")
     assert_line(check(database), "claimed orders", CONTRACTS_UNINDEXED)

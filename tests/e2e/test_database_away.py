@@ -17,20 +17,19 @@ SLACK = 1.0
 # A connection that lasted this many seconds has worked.
 PROVEN_AGE = 10
 OPTIONS = ("--db-timeout", str(DB_TIMEOUT), "--poll-interval", "100")
-TERMINATE = "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE usename = 'merchant-sessions'"
 TROUBLE = "database|connect|server|terminat|cancel|statement"
 
 
 @pytest.fixture(scope="module")
 def postgres():
-    """A cluster that may be stopped without others being disturbed."""
+    """A cluster for this file alone, which its tests stop."""
     with Postgres() as cluster:
         yield cluster
 
 
 @pytest.fixture
 def pool(postgres, start_pool):
-    """One worker that gives up on the database after half a second; the database is there again afterwards."""
+    """One worker with a database timeout of half a second. The database runs again after each test."""
     pool = start_pool(*OPTIONS)
     pool.expect(TROUBLE)
     yield pool
@@ -118,7 +117,7 @@ def test_still_away_at_the_deadline(postgres, pool):
 
 
 def test_a_new_request_that_would_wait(postgres, pool):
-    """It came when the database was away already."""
+    """The request comes after the database has gone away."""
     postgres.stop()
     wait_until(lambda: pool.logged("warning: database: "), what="it is noticed")
     answer = assert_fails(pool, timeout_ms=1500)
@@ -183,7 +182,7 @@ def test_a_connection_that_is_terminated(pool, merchant):
     order = merchant.contract(session, url, paid=True)
     for _ in range(3):
         assert_order(pool.fcgi.ask(session, url), 200, order)
-        merchant.sql(TERMINATE)
+        merchant.postgres.end_sessions()
     assert_order(pool.fcgi.ask(session, url), 200, order)
 
 
@@ -220,10 +219,10 @@ def test_served_soon_after_the_return(postgres, start_pool, merchant, seconds):
 
 
 def test_each_end_of_a_connection_is_logged(pool, merchant):
-    """Also when no request has come since it began: it has lasted ten seconds."""
+    """A connection that lasted ten seconds has worked, even if no request came."""
     wait_until_served(pool)
     for ends in range(1, 4):
-        merchant.sql(TERMINATE)
+        merchant.postgres.end_sessions()
         wait_until(lambda: attempts(pool) == ends, 5, "a line of the log")
         wait_until(lambda: len(pool.logged("connected")) == ends + 1, 1 + SLACK, "a connection soon after")
         time.sleep(PROVEN_AGE + 0.5 if ends < 3 else 0)
@@ -233,7 +232,7 @@ def test_a_connection_that_did_not_last_is_not_logged_again(pool, merchant):
     """A database that ends each connection at once would fill the log."""
     wait_until_served(pool)
     for _ in range(3):
-        merchant.sql(TERMINATE)
+        merchant.postgres.end_sessions()
         time.sleep(1)
     assert attempts(pool) == 1
 
@@ -273,7 +272,7 @@ def test_a_host_that_hangs_is_passed_over(postgres, other, start_pool, merchant,
 
 
 def test_a_host_that_hangs_among_others(postgres, other, start_pool, merchant):
-    """The one before it refuses: it is not tried again before the one after it."""
+    """The host before it refuses connections. It is not tried again before the host after it is tried."""
     uri = f"postgresql://{ROLE}@127.0.0.1:1,127.0.0.1:{other.port},127.0.0.1:{postgres.port}/shop"
     pool = start_pool(*OPTIONS, database=uri)
     pool.expect("no answer within")
@@ -294,7 +293,7 @@ def test_hosts_from_the_environment(postgres, other, start_pool, merchant, tmp_p
 
 
 def test_a_host_that_begins_to_hang(postgres, other, start_pool, merchant):
-    """The other one is tried before it."""
+    """The other host is tried before it."""
     session, url = new_session(), new_url()
     order = merchant.contract(session, url, paid=True)
     other.resume()

@@ -62,7 +62,7 @@ class Counter(CheckedNginx):
         return f"http://127.0.0.1:{self.port}/instances/shop"
 
     def requests(self):
-        """Those that have ended."""
+        """The requests that have ended."""
         return self.asked.read_text().splitlines() if self.asked.exists() else []
 
 
@@ -85,7 +85,7 @@ def browser():
 
 
 def wait_for_closed(counter, session):
-    """Until the page has given a request up: nginx logs it with status 499."""
+    """Wait until the page has given a request up: nginx logs it with status 499."""
     wait_until(lambda: [line for line in counter.requests() if line.startswith("499 ") and session in line], SLACK,
                "a closed request")
 
@@ -180,7 +180,7 @@ def test_by_keyboard(browser, shop, counter):
 
 
 def test_early_answers_are_no_reason_to_hurry(browser, program, database, shop, merchant):
-    """A merchant that lets nobody wait."""
+    """The merchant answers every request at once."""
     with CheckedPool(program, "--workers", "1", "--max-waiting", "0", database=database) as pool, Counter(pool) as nginx:
         session, url = open_page(browser, shop, nginx.url)
         merchant.contract(session, url)
@@ -206,7 +206,7 @@ def test_an_outage(browser, shop, program, database, merchant):
 
 
 def test_the_pool_is_restarted(browser, shop, program, database, merchant):
-    """Meanwhile nginx answers 502, which a page on another origin cannot read."""
+    """During the outage nginx answers 502, which a page on another origin cannot read."""
     with CheckedPool(program, "--workers", "1", database=database) as pool, Counter(pool) as nginx:
         nginx.allow_errors = True
         session, url = open_page(browser, shop, nginx.url)
@@ -251,7 +251,7 @@ def test_a_hidden_page_asks_nothing(browser, shop, counter, merchant):
 
 
 def test_the_computer_sleeps(browser, shop, counter, merchant):
-    """To the page, a sleep is a clock that has jumped. The request that began before may never be answered."""
+    """After a sleep the page finds that its clock has jumped. The request that began before may never be answered."""
     session, url = open_page(browser, shop, counter.url)
     merchant.contract(session, url)
     wait_for(browser, "ordered")

@@ -115,7 +115,7 @@ def test_plan(big, count):
 
 @pytest.mark.parametrize("count", [1, 256])
 def test_plan_without_an_index_on_offers(big, count):
-    """The offers are read as a whole then, but once for all keys; in the layout of 2022 not at all."""
+    """All offers are read then, but once for all keys. In the layout of 2022 they are not read."""
     statement = "lookup-unindexed.sql" if big.offers_have_session else "lookup-contracts.sql"
     drop = f"BEGIN; DROP INDEX IF EXISTS {OFFERS_INDEX};"
     found = explain(lambda sql: big.sql(drop + prepare(statement) + sql), count)
@@ -210,7 +210,7 @@ def test_the_program_uses_the_index(postgres, big, start_pool):
 @pytest.mark.parametrize("layout", [dict(), dict(naming="m{serial}"), dict(naming="m{serial}", serial=False)],
                          ids=["one schema", "a schema each", "a schema each without serial"])
 def test_the_plan_of_an_empty_table_is_right(postgres, start_pool, layout):
-    """Also before it is made again."""
+    """The plan that was made for the empty tables is right for the full ones, too."""
     merchant = make_merchant(postgres, f"young{next(_database)}", instances=("admin", "shop"), **layout)
     merchant.sql("ANALYZE")
     pool = start_pool("--poll-interval", "50", database=postgres.conninfo(merchant.db))

@@ -68,7 +68,7 @@ def assert_answers_paid(pool, merchant, instance):
 
 @contextlib.contextmanager
 def paused(pool):
-    """What is asked meanwhile is in one batch, or in few."""
+    """Stop the worker, so that the requests of the block are in one batch, or in few."""
     worker, = pool.workers()
     os.kill(worker, signal.SIGSTOP)
     yield
@@ -191,7 +191,7 @@ def test_who_waits_for_a_deleted_instance_learns_it(split, start_pool, schema_to
 
 
 def test_an_instance_that_is_made_again(postgres, start_pool):
-    """Under the same id and schema, with another serial."""
+    """The instance has the same id and schema as before, and another serial."""
     merchant = make_merchant(postgres, "again", instances=("admin", "shop"), naming="m_{id}")
     pool = start_pool(database=conninfo(merchant))
     pool.expect('"m_shop"')
@@ -228,7 +228,7 @@ def test_without_any_instance(postgres, start_pool):
 
 
 def test_the_script_for_the_role_writes_only_what_is_missing(split):
-    """So that it can be run by a timer."""
+    """A timer may run role.sql again and again."""
     before = split.sql("SELECT pg_current_snapshot()")
     split.grant()
     assert split.sql("SELECT pg_current_snapshot()") == before
@@ -299,7 +299,7 @@ def locked(merchant, instances):
 
 
 def test_a_short_lock_is_waited_for(split, start_pool):
-    """As an ALTER TABLE takes it."""
+    """ALTER TABLE takes this lock."""
     pool = start_pool(database=conninfo(split))
     assert is_unknown(pool)
     with locked(split, ["shop"]):
@@ -371,7 +371,7 @@ def test_slow_ones_are_tried_one_at_a_time(postgres, start_pool):
 
 
 def test_more_slow_ones_than_a_batch_has_time_for(postgres, start_pool):
-    """The connection is replaced once or twice, until they are known."""
+    """The connection is replaced once or twice, until the slow schemas are known."""
     slow_ones = ["a", "b", "c", "d", "e", "f"]
     merchant = make_merchant(postgres, "slower", instances=("shop", *slow_ones), naming="m{serial}", serial=False)
     pool = start_pool("-v", "--db-timeout", "1000", database=conninfo(merchant))
@@ -389,7 +389,7 @@ def test_more_slow_ones_than_a_batch_has_time_for(postgres, start_pool):
 
 
 def test_the_list_of_instances_is_locked(split, start_pool):
-    """What is known of the instances serves until it can be read again."""
+    """The known instances are served until the list can be read again."""
     pool = start_pool("-v", database=conninfo(split))
     pool.expect("list of instances cannot be read again")
     assert is_unknown(pool)
@@ -416,7 +416,7 @@ def test_no_rule_and_the_operators_word(postgres, start_pool):
 
 
 def test_several_rules(postgres, start_pool):
-    """Serials that are ids: to guess wrong would be to answer with another instance's orders."""
+    """The serial of one instance is the id of another: a wrong guess would answer with the other's orders."""
     merchant = make_merchant(postgres, "several rules", instances=("2", "1"), naming="m{serial}")
     pool = start_pool("--db-timeout", "300", database=conninfo(merchant))
     pool.expect("several rules")

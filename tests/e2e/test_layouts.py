@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""The database layouts that are out there, and the instance of the un-prefixed path in each."""
+"""Each known layout of the database, and the instance of the path without /instances/ in it."""
 
 import pytest
 
@@ -92,7 +92,7 @@ def test_admin_goes_before_default(postgres, start_pool):
 
 
 def test_admin_that_comes_later(postgres, start_pool):
-    """As an upgrade of the merchant renames it, while the pool runs."""
+    """An upgrade of the merchant renames the instance while the pool runs."""
     merchant = make_merchant(postgres, "renamed", instances=("default",))
     pool = start_pool(database=conninfo(postgres, "renamed"))
     session, url = new_session(), new_url()
@@ -168,7 +168,7 @@ def test_a_column_that_comes_later_is_not_in_the_way(postgres, start_pool):
 @pytest.mark.parametrize("table,layout", [("merchant_contract_terms", dict(index=False)),
                                           ("merchant_orders", dict(offers_index=False))])
 def test_without_an_index(postgres, start_pool, table, layout, naming):
-    """Slow, and said in the log, but right."""
+    """The answers are slow but right, and the log says so."""
     db = f"no index of {table} {naming}"
     merchant = make_merchant(postgres, db, instances=("shop",), naming=naming, **layout)
     pool = start_pool(database=conninfo(postgres, db))
@@ -185,7 +185,7 @@ def test_without_an_index(postgres, start_pool, table, layout, naming):
                                     dict(naming="m{serial}", serial=False), dict(offers_have_session=False)],
                          ids=["2023", "public", "2026", "2026 without serial", "2022"])
 def test_the_script_for_the_index_on_offers(postgres, start_pool, layout):
-    """It may be run again, finds the tables by itself, and leaves those of 2022 alone."""
+    """The script may be run again, finds the tables by itself, and leaves those of 2022 alone."""
     db = f"no index on offers {layout}".translate(str.maketrans("", "", "{}'"))[:60]
     merchant = make_merchant(postgres, db, instances=("shop", "cafe"), offers_index=False, **layout)
     for _ in range(2):
@@ -209,7 +209,7 @@ def test_the_role_may_read_the_columns_of_a_lookup_alone(postgres, layout):
 
 
 def test_a_read_only_database(postgres, start_pool):
-    """As on a read replica."""
+    """A read replica is read-only, too."""
     merchant = make_merchant(postgres, "replica", instances=("shop",))
     session, url = new_session(), new_url()
     order = merchant.contract(session, url, paid=True)
@@ -218,7 +218,7 @@ def test_a_read_only_database(postgres, start_pool):
 
 
 def test_another_encoding_is_refused(postgres, start_pool):
-    """Not every session id could be asked for there. Merchants' databases are UTF-8."""
+    """Such a database cannot hold every session id. Merchants' databases are UTF-8."""
     postgres.psql("CREATE DATABASE latin WITH ENCODING 'LATIN1' TEMPLATE template0 LOCALE 'C'")
     postgres.psql(ddl(), "latin")
     postgres.psql_file(ROOT / "sql/role.sql", "latin")

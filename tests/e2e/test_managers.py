@@ -145,7 +145,7 @@ def can_connect(path):
 # systemd
 
 def activate(pool, *more):
-    """It starts the program at the first connection."""
+    """The socket unit starts the program at the first connection."""
     return ["systemd-socket-activate", "-E", ALLOW_ROOT, "-l", pool.socket, *more, "-E", "UBSAN_OPTIONS", pool.program, *pool.options]
 
 
@@ -223,7 +223,7 @@ def test_settings_show_the_defaults(program):
 
 
 def test_settings_are_accepted(program, tmp_path):
-    """All of them, once they are no comments any more; --check then looks for the database."""
+    """Every variable of the file is accepted. --check then looks for the database."""
     text = re.sub(r"^#([A-Z_]+=)", r"\1", SETTINGS.read_text(), flags=re.MULTILINE)
     (tmp_path / "settings").write_text(text.replace("postgres:///taler-merchant", "host=/nowhere"))
     done = subprocess.run(["sh", "-c", f'set -a; . "$1"; exec "$2" --check', "sh", tmp_path / "settings", program],

@@ -19,7 +19,7 @@ OTHERS = {"--data-urlencode", "--once", "--layout", "--all"}
 
 
 def options_of_program(program):
-    """Its answer to an abbreviation names those that begin so; no option takes this value."""
+    """The answer to an abbreviation names the options that begin with it. No option takes this value."""
     found = set()
     for letter in string.ascii_lowercase:
         done = run(program, f"--{letter}=x")
@@ -124,7 +124,7 @@ def test_completion_of_all_options(program):
 
 
 def complete(program, words):
-    """What bash would offer for the last word."""
+    """What bash offers for the last word."""
     script = """source "$1"; shift; COMP_WORDS=("$@"); COMP_CWORD=$(($# - 1)); _merchant_sessions "$1" "${@: -1}"
                 printf '%s\\n' "${COMPREPLY[@]}" """
     done = subprocess.run(["bash", "-c", script, "bash", COMPLETION, program, *words], capture_output=True, text=True)

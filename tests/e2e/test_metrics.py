@@ -51,7 +51,7 @@ def scrape(site):
 
 
 def wait_for(site, **wanted):
-    """The samples when they have these values."""
+    """Wait until the samples have these values, and return them."""
     def found():
         samples = scrape(site)
         return samples if all(samples[name] == value for name, value in wanted.items()) else None
@@ -146,7 +146,7 @@ def test_a_database_that_goes_and_comes_back(start, postgres):
 # Workers
 
 def test_a_killed_worker(start):
-    """Its counters stay, and what it had now is gone."""
+    """The counters of a worker that died stay, its gauges go."""
     site = start()
     site.pool.expect(KILLED)
     site.nginx.allow_errors = True
@@ -180,7 +180,7 @@ def test_workers_that_are_replaced(start):
 
 
 def test_no_counter_ever_falls(start):
-    """Scraped all the time, from whatever worker, while workers serve, die and are replaced."""
+    """Scrape all the time, from any worker, while workers serve, die and are replaced."""
     site = start(workers=2)
     site.pool.expect(KILLED)
     site.nginx.allow_errors = True
@@ -216,7 +216,7 @@ def test_no_counter_ever_falls(start):
 
 
 def samples_or_none(site):
-    """None where the worker that was asked has been killed."""
+    """None if the worker that was asked has been killed."""
     answer = site.http.get("/metrics")
     return Samples(answer.body.decode()) if answer.status == 200 else None
 
@@ -248,7 +248,7 @@ HOSTILE_HEADERS = {"MERCHANT_SESSIONS_METRICS": "1", "Merchant-Sessions-Metrics"
 
 
 def test_nothing_from_outside_asks_for_them(program, database):
-    """Even where nginx passes on all header fields, and takes those with an underscore."""
+    """Not even where nginx passes on all header fields, those with an underscore included."""
     server = "underscores_in_headers on;" + location().replace("fastcgi_pass_request_headers off;",
                                                                "fastcgi_pass_request_headers on;", 1)
     server = server.replace("fastcgi_pass_request_body off;", "fastcgi_pass_request_body on;", 1)

@@ -162,7 +162,7 @@ def test_a_uri(program, postgres, database):
 
 
 def test_hosts_that_are_away_are_passed_over(program, postgres, database):
-    """libpq's list of hosts is how read replicas are told."""
+    """Read replicas are given as libpq's list of hosts."""
     conninfo = f"host=/nowhere,{postgres.directory} port={postgres.port} dbname=shop user={ROLE}"
     with CheckedPool(program, "-w", "1", database=conninfo) as pool:
         assert_error(pool.fcgi.ask(new_session(), new_url()), 404, 2038)

@@ -136,13 +136,13 @@ def test_a_deadline_that_falls_into_a_reconnect(start_pool, merchant):
     time.sleep(1)
     begun = time.monotonic()
     while time.monotonic() < begun + 0.6:
-        merchant.sql("SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE usename = 'merchant-sessions'")
+        merchant.postgres.end_sessions()
     assert_order(waiting.result(), 202, order)
     assert_error(unknown.result(), 404, 2038)
 
 
 def test_a_parked_request_that_the_database_never_answers(start_pool, lock):
-    """It has --db-timeout from its deadline on, and no longer."""
+    """The request waits for --db-timeout from its deadline on, and no longer."""
     pool = start_pool("--db-timeout", "500")
     pool.expect("statement timeout|no answer within")
     waiting = pool.fcgi.later(new_session(), new_url(), timeout_ms=1000)

@@ -22,7 +22,7 @@ OF_CLIENTS = "('application_name', 'client_encoding', 'DateStyle', 'TimeZone', '
 
 @pytest.fixture(scope="module")
 def postgres():
-    """A cluster that may be stopped without others being disturbed."""
+    """A cluster for this file alone, which its tests stop."""
     with Postgres() as cluster:
         yield cluster
 
@@ -102,7 +102,7 @@ def test_an_instance_that_comes_later(shop, pool):
 # Other clients
 
 def leftovers(client):
-    """What is not as a session begins: settings, and prepared statements that are not the client's."""
+    """What the session has beside the client's own: changed settings and prepared statements."""
     settings = client.run(f"SELECT name, setting FROM pg_settings WHERE source = 'session' AND name NOT IN {OF_CLIENTS}")
     return settings + client.run("SELECT name FROM pg_prepared_statements WHERE name <> 'mine'")
 
@@ -123,7 +123,7 @@ def servers(shop):
 
 
 def test_another_client_notices_nothing(shop, case, bouncer, pool):
-    """It has the server connection of the program: between its statements, or, in session mode, after it."""
+    """The client uses the same server connection as the program: between its statements, or, in session mode, after it."""
     session, url = new_session(), new_url()
     order = shop.contract(session, url)
     waiting = pool.fcgi.later(session, url, timeout_ms=20000)
@@ -186,7 +186,7 @@ RESTARTED = CASES[:4]
 
 @pytest.fixture
 def waiting(shop, pool):
-    """A request that waits, through trouble."""
+    """A request that waits while the connections are in trouble."""
     pool.expect(TROUBLE)
     session, url = new_session(), new_url()
     order = shop.contract(session, url)
@@ -234,7 +234,7 @@ def test_the_server_hangs(postgres, shop, pool, waiting):
 
 @pytest.mark.parametrize("case", RESTARTED, ids="-".join)
 def test_a_statement_that_takes_too_long_is_cancelled(postgres, shop, pool, waiting):
-    """By its own statement_timeout: it must not keep the connection that others need."""
+    """Its own statement_timeout ends it: it must not keep the connection that others need."""
     with postgres.session(shop.db) as other:
         other.run(f"SET search_path = {shop.search_path}; BEGIN; LOCK TABLE merchant_contract_terms")
         assert_error(pool.fcgi.ask(new_session(), new_url()), 500, 53)

@@ -50,7 +50,7 @@ def test_listening_on_tcp(start_pool, host):
 
 
 def test_spawn_fcgi_that_forks(program, database, tmp_path):
-    """As distributions start it; spawn-fcgi then throws the log away."""
+    """Distributions start it without -n; spawn-fcgi then throws the log away."""
     path, pid_file = tmp_path / "sock", tmp_path / "pid"
     subprocess.run(["spawn-fcgi", "-s", path, "-P", pid_file, "--", program, "--database", database, "-w", "1"],
                    check=True, stdout=subprocess.DEVNULL)
@@ -156,7 +156,7 @@ def test_the_requests_of_other_workers_survive(start_site, merchant):
 
 
 def test_all_workers_killed_each_second(start_pool):
-    """Deaths from outside are no reason for a pause, however often they come."""
+    """Workers that are killed from outside are replaced without a pause, however often."""
     pool = start_pool(workers=2)
     pool.expect("killed by signal 9")
     for _ in range(4):
@@ -184,7 +184,7 @@ CANNOT_START = "Too many open files"
 
 
 def test_workers_that_fail_at_their_start(start_pool):
-    """The pauses between their attempts grow, but while there is no worker there is an attempt each second."""
+    """The pauses between attempts grow, but while there is no worker there is an attempt each second."""
     pool = start_pool(workers=2)
     pool.expect(CANNOT_START, "ended with status 1 at its start; replaced after a pause", "killed by signal 9")
     answers(pool)
@@ -348,7 +348,7 @@ def test_other_signals_that_stop(start_site, merchant, workers, number):
 @pytest.mark.parametrize("workers", ["0", "1"])
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGQUIT, signal.SIGUSR1])
 def test_a_signal_that_comes_early(program, tmp_path, workers, number):
-    """As soon as there is a socket."""
+    """The signal comes as soon as there is a socket."""
     for n in range(5):
         path = tmp_path / str(n)
         process = start([program, "--listen", path, "-w", workers, "-d", "host=/nowhere"], stderr=subprocess.DEVNULL)
@@ -409,7 +409,7 @@ def test_a_second_signal_does_not_put_off_the_end(start_pool):
 # Replacing
 
 class Shoppers:
-    """Threads that ask without a pause, and keep what was not as it should be."""
+    """Threads that ask without a pause, and collect the wrong answers."""
 
     def __init__(self, port, session, url, order, count=4):
         self.client, self.session, self.url, self.order = Http(port), session, url, order
@@ -455,7 +455,7 @@ def test_replacing_workers_fails_no_request(program, database, merchant, keepali
 
 
 def test_two_pools_that_are_restarted_one_after_the_other(program, database, merchant):
-    """nginx asks the other one, as conf/ has it."""
+    """nginx, configured as in conf/, asks the other pool."""
     session, url = new_session(), new_url()
     order = merchant.contract(session, url, paid=True)
     with contextlib.ExitStack() as stack:
@@ -530,7 +530,7 @@ def hang_up_stuck_workers(start_pool):
 
 
 def test_the_end_of_a_replacement_is_logged_when_it_has_come(start_pool):
-    """Not when the last old worker was told to stop: that takes a while, and may end with a kill."""
+    """The line comes when the last old worker has ended, not when it was told to stop."""
     pool = start_pool(workers=2)
     pool.expect(KILLED)
     before = set(wait_for_workers(pool, 2))
@@ -645,7 +645,7 @@ def test_a_request_on_a_connection_that_closes_just_then_is_asked_again(start_si
 
 
 def test_a_wait_whose_worker_dies_does_not_start_anew(start_site):
-    """It fails, since the client would wait for its timeout_ms a second time."""
+    """The request fails: sent again, it would wait for its timeout_ms a second time."""
     site = kept_site(start_site, 1)
     request = site.http.later(new_session(), new_url(), timeout_ms=20000)
     time.sleep(4)  # an answer after twice as long would have waited anew

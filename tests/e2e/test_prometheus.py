@@ -52,11 +52,11 @@ class Prometheus(Server):
             return json.load(response)["data"]
 
     def query(self, query):
-        """The values that it has now."""
+        """The values that Prometheus has now."""
         return [float(result["value"][1]) for result in self.get("query", query=query)["result"]]
 
     def alert(self, name):
-        """inactive, pending or firing."""
+        """The state of an alert: inactive, pending or firing."""
         rules = [rule for group in self.get("rules")["groups"] for rule in group["rules"]]
         assert len(rules) == 3 and all(rule["health"] in ("ok", "unknown") for rule in rules), rules
         return next(rule["state"] for rule in rules if rule["name"] == name)

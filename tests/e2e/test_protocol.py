@@ -371,7 +371,7 @@ def test_leaving_in_mid_request(worker):
 # Silence
 
 def test_silence(worker):
-    """In mid-request it ends the connection; between requests it does not."""
+    """A silent peer loses its connection in the middle of a request, but not between requests."""
     whole = fastcgi.request(variables(), body=b"body", keep=True)
     silent = [fastcgi.Connection(worker.connect_to) for _ in range(4)]
     for connection, length in zip(silent, (3, len(fastcgi.begin()), len(whole) // 2, len(whole) - 1)):
@@ -546,7 +546,7 @@ def test_idle_connections_give_way_oldest_first(short):
 
 
 def test_idle_connections_give_way_where_the_limit_is_not_ours(start_pool):
-    """accept() says that there is no descriptor before we expect it."""
+    """accept() fails for lack of a descriptor earlier than the worker expects."""
     pool = start_pool()
     is_served(pool, count=1)
     worker = pool.workers()[0]
@@ -572,7 +572,7 @@ def test_parked_requests_leave_room(short):
 
 @pytest.mark.parametrize("sent", [fastcgi.record(GET_VALUES, b"", id=0), b"", fastcgi.begin()[:3]], ids=["values", "nothing", "header"])
 def test_silent_connections_give_way(short, sent):
-    """Nobody else gets in for longer than a second or two."""
+    """Others wait for a connection for a second or two at most."""
     short.expect("no descriptors for more connections")
     with contextlib.ExitStack() as stack:
         for _ in range(CONNECTIONS):
@@ -593,7 +593,7 @@ def watches_listener(pool, worker):
 
 
 def test_a_full_worker_leaves_new_connections_to_another(start_pool):
-    """It would take their wake-up, and could do nothing with it."""
+    """A full worker would be woken instead of the other one, and could not accept."""
     pool = start_pool("--poll-interval", "100", workers=2)
     pool.expect("no descriptors for more connections")
     with contextlib.ExitStack() as stack:
@@ -623,7 +623,7 @@ def plain_program(program, tmp_path_factory):
 
 
 def large(**more):
-    """Parameters of 60 KB in which there is nothing to complain of: REQUEST_URI and QUERY_STRING."""
+    """Valid parameters of 60 KB: REQUEST_URI and QUERY_STRING."""
     uri = target(new_session(), new_url(), "shop", more.pop("timeout_ms", 0)) + "&x=" + "y" * 30000
     return fastcgi.variables(uri, **more)
 
@@ -647,7 +647,7 @@ def test_large_requests_do_not_keep_memory_while_the_database_stalls(plain_progr
 
 
 def test_out_of_memory(plain_program, database):
-    """Requests are refused or closed while there is none; who waits stays, and is answered; the worker lives."""
+    """Without memory, requests are refused or closed. Waiting requests stay and are answered, and the worker lives."""
     with CheckedPool(plain_program, "--workers", "1", "--poll-interval", "100", database=database) as pool, \
             contextlib.ExitStack() as stack:
         pool.expect("out of memory", "database")
@@ -737,7 +737,7 @@ def test_kept_connections_are_shared(four):
 
 
 def test_short_requests_are_shared(start_pool):
-    """Each on a connection of its own. The debug log has a line for each connection that is answered."""
+    """Each request has a connection of its own. The debug log has a line for each connection that is answered."""
     pool = start_pool("--verbose", workers=4)
     wait_until(lambda: len(pool.logged("database: connected")) == 4, what="four workers")
     for _ in range(200):

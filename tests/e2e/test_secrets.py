@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""The log, at its most verbose, while everything goes wrong, says nothing of who buys what."""
+"""Whatever fails, the log holds no session id, URL, order id or password, at any level."""
 
 import os
 import signal

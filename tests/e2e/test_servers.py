@@ -246,7 +246,7 @@ ROWS = [
 
 @pytest.fixture(scope="module")
 def sessions(merchant):
-    """The orders that the rows speak of."""
+    """The orders that the rows name."""
     made = {"url": new_url(), "paid": new_session(), "unpaid": new_session(), "admin": new_session()}
     made |= {f"id {name}": MARKER + text for name, text in IDS.items()}
     made |= {f"id {name}": text for name, text in WHOLE_IDS.items()}
@@ -259,7 +259,7 @@ def sessions(merchant):
 
 @pytest.fixture(scope="module")
 def pool_alone(program, database):
-    """What the pool answers by itself."""
+    """What the pool answers without a web server."""
     with CheckedPool(program, "--workers", "1", database=database) as pool:
         yield pool.fcgi
 
@@ -304,7 +304,7 @@ def test_other_paths_are_left_alone(site):
 
 
 def test_the_server_goes_on_after_headers_that_are_too_large(site, sessions):
-    """They exceed what the program takes of a request, or what the server does."""
+    """Requests that exceed a limit of the program or of the server."""
     connection = http.client.HTTPConnection("127.0.0.1", site.server.port)
     connection.request("GET", uri(ROWS[0], sessions), headers={f"X-{n}": "v" * 4000 for n in range(25)})
     assert connection.getresponse().status in (200, 400, 431, 500, 502, 503)
@@ -349,7 +349,7 @@ LEFT = "closed by the peer, while a request was open"
 
 @pytest.mark.parametrize("served", [served for served in SERVED if not served.needs], ids=str)
 def test_a_client_that_leaves(served, place, database):
-    """What README says: it is noticed, or the request waits on."""
+    """As README says: the program notices, or the request waits on."""
     with running(served, place, database, *served.verbose) as site:
         connection = http.client.HTTPConnection("127.0.0.1", site.server.port)
         connection.request("GET", target(new_session(), new_url(), "shop", timeout_ms=2000))
@@ -376,7 +376,7 @@ def test_a_pool_that_comes_back_is_asked_soon(served, place, database):
 
 @pytest.mark.parametrize("served", [served for served in SERVED if served.second], ids=str)
 def test_pools_that_are_restarted_one_after_the_other(served, place, database):
-    """No request fails, and none is lost that waits."""
+    """No request fails, and no waiting request is lost."""
     with CheckedPool(place.program, "--workers", "1", "--socket-mode", "0666", database=database) as second:
         old, new = served.second
         with running(served, place, database, (old, new.replace("{socket}", str(second.socket)))) as site:
@@ -452,7 +452,7 @@ def test_mod_fcgid_fills_no_log(served, place, database):
 
 
 def test_mod_fcgid_notices_no_client_that_leaves(place, database):
-    """Its process is busy until the wait is over, and there is no other here."""
+    """The only process is busy until the wait is over."""
     served = next(served for served in SERVED if served.name == "apache-fcgid")
     with running(served, place, database, ("PerClass 80", "PerClass 1"), ("MAX_WAIT 20000", "MAX_WAIT 2500")) as site:
         connection = http.client.HTTPConnection("127.0.0.1", site.server.port)

@@ -17,7 +17,7 @@ del test_the_example_shop, test_a_reconnect_in_the_middle  # noqa: F821
 
 @pytest.fixture(scope="module")
 def merchant(postgres):
-    """With all instances that the tests make: new ones are served within ten seconds, and not at once."""
+    """The database has all instances that the tests ask for from the start: new ones are served only after some seconds."""
     return make_merchant(postgres, "shop", instances=("admin", "shop", "bob@home.example", "sessions", "instances"),
                          naming="merchant_instance_{serial}")
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""Requests with timeout_ms: what they wait for, how long, and that they stand in nobody's way."""
+"""Requests with timeout_ms: what they wait for, how long, and that they do not delay others."""
 
 import contextlib
 import select
@@ -22,7 +22,7 @@ SLACK = 1.0
 
 @pytest.fixture
 def quick(start_site):
-    """One worker that looks again every tenth of a second."""
+    """One worker that checks for changes every tenth of a second."""
     return start_site("--poll-interval", str(POLL))
 
 
@@ -78,7 +78,7 @@ def test_paid_at_once(quick, merchant):
 
 
 def test_the_shipped_interval(start_pool, postgres, merchant):
-    """While somebody waits, the database is asked 40 times a second whether it has changed, and else never."""
+    """While a request waits, the database is asked 40 times a second whether it has changed, otherwise never."""
     def checks():
         return sum("execute merchant_sessions_changes" in line for line in postgres.log_lines())
     merchant.sql("""ALTER ROLE "merchant-sessions" SET log_statement = 'all'""")
@@ -354,7 +354,7 @@ def test_a_thousand_wait_on_one_worker(start_site, merchant):
 
 
 def test_a_rush_after_a_quiet_time(start_site, merchant):
-    """What one lookup has cost says nothing of what a thousand together will: they are not polled more rarely for it."""
+    """The cost of one lookup does not tell that of a thousand: these must not be polled more rarely because of it."""
     site = start_site()
     keys = [(new_session(), new_url()) for _ in range(1000)]
     with Crowd(site.nginx.port, [(new_session(), new_url())]):

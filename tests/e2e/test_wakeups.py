@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""Two thousand wait: each is answered when its own order is paid, and a quiet database is not polled."""
+"""Two thousand requests wait. Each is answered when its own order is paid. A quiet database is not polled."""
 
 import collections
 import itertools
@@ -60,7 +60,7 @@ class Parked:
         self.answers[session] = time.monotonic(), int(head[8:11]), body[:body.index(b"}") + 1].decode()
 
     def await_paid(self, session, order, committed):
-        """Answered with this order soon after the COMMIT, which began and had returned at these moments."""
+        """The request is answered with this order soon after the COMMIT, which began and returned at these times."""
         wait_until(lambda: session in self.answers, SOON, "the answer to a payment")
         moment, status, body = self.answers[session]
         assert (status, body) == (200, f'{{"order_id":"{order}"}}')
@@ -197,7 +197,7 @@ def test_no_payment_is_overlooked(start_pool, postgres, merchant):
 
 
 def test_a_reconnect_in_the_middle(start_pool, merchant):
-    """What was paid while there was no connection is found by the next one."""
+    """A payment made while there is no connection is found over the next one."""
     pool = start_pool()
     pool.expect("terminat|connection")
     keys = [(new_session(), new_url()) for _ in range(50)]
@@ -206,6 +206,6 @@ def test_a_reconnect_in_the_middle(start_pool, merchant):
         pool.wait_for_waiting(50)
         for key, order in zip(keys[:10], orders):
             begun = time.monotonic()
-            merchant.sql("SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE usename = 'merchant-sessions'")
+            merchant.postgres.end_sessions()
             merchant.pay(order)
             parked.await_paid(key[0], order, (begun, time.monotonic()))

@@ -3,6 +3,7 @@
 
 #include <stdbool.h>
 
+#include "../columns.h"
 #include "layout.h"
 
 /*
@@ -17,26 +18,6 @@
 #define ROWS_MAX 40
 
 enum { FIELDS_ENOUGH = 8, FIELDS_MAX = 9 };
-
-static const struct wanted {
-    const char *table, *column;
-} wanted[] = {
-    {"merchant_instances", "merchant_serial"},
-    {"merchant_instances", "merchant_id"},
-    {"merchant_contract_terms", "merchant_serial"},
-    {"merchant_contract_terms", "order_serial"},
-    {"merchant_contract_terms", "order_id"},
-    {"merchant_contract_terms", "creation_time"},
-    {"merchant_contract_terms", "paid"},
-    {"merchant_contract_terms", "fulfillment_url"},
-    {"merchant_contract_terms", "session_id"},
-    {"merchant_orders", "merchant_serial"},
-    {"merchant_orders", "order_serial"},
-    {"merchant_orders", "order_id"},
-    {"merchant_orders", "creation_time"},
-    {"merchant_orders", "fulfillment_url"},
-    {"merchant_orders", "session_id"},
-};
 
 /* The flags of a row; without any it is a row of a database in order. */
 enum {
@@ -74,13 +55,13 @@ static void set_text(PGresult *result, int row, int field, const char *text)
 
 static void add_row(struct catalogue *catalogue, PGresult *result, struct fuzz_input *input)
 {
-    const struct wanted *name = &wanted[fuzz_byte(input) % COUNT_OF(wanted)];
+    const struct column *column = &columns[fuzz_byte(input) % COUNT_OF(columns)];
     unsigned flags = fuzz_byte(input);
     bool strings = flags & VALUE_STRINGS;
     struct row row = {
         .schema = strings ? fuzz_string(input) : copy_of("merchant"),
-        .table = strings ? fuzz_string(input) : copy_of(name->table),
-        .column = strings ? fuzz_string(input) : copy_of(name->column),
+        .table = strings ? fuzz_string(input) : copy_of(column->table),
+        .column = strings ? fuzz_string(input) : copy_of(column->name),
         .present = !(flags & VALUE_ABSENT),
         .readable = !(flags & VALUE_UNREADABLE),
         .indexed = !(flags & VALUE_UNINDEXED),

@@ -5,30 +5,11 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "../columns.h"
 #include "layout.h"
 
-/* The rows of sql/layout.sql, which has one for each column that a lookup reads. */
+/* Of a row of sql/layout.sql. */
 enum { FIELDS = 8 };
-
-static const struct column {
-    const char *table, *name;
-} columns[] = {
-    {"merchant_instances", "merchant_serial"},
-    {"merchant_instances", "merchant_id"},
-    {"merchant_contract_terms", "merchant_serial"},
-    {"merchant_contract_terms", "order_serial"},
-    {"merchant_contract_terms", "order_id"},
-    {"merchant_contract_terms", "creation_time"},
-    {"merchant_contract_terms", "paid"},
-    {"merchant_contract_terms", "fulfillment_url"},
-    {"merchant_contract_terms", "session_id"},
-    {"merchant_orders", "merchant_serial"},
-    {"merchant_orders", "order_serial"},
-    {"merchant_orders", "order_id"},
-    {"merchant_orders", "creation_time"},
-    {"merchant_orders", "fulfillment_url"},
-    {"merchant_orders", "session_id"},
-};
 
 /* What may be wrong with a column: the fields after the first three say that it is not so. */
 enum flaw_kind { ABSENT, UNREADABLE, UNINDEXED, UNTRACKED };
