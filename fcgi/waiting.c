@@ -40,7 +40,20 @@
 /* A key whose instance could not be asked is asked about again after this time. */
 #define HOLD_TIME (250 * USEC_PER_MS)
 
+/* New requests are asked about in turn by instance, so that many for one instance do not delay
+ * those for another. Instances are distinguished by a hash: those of the same hash share a flow. A
+ * batch has room for some of each flow. */
+#define FLOWS 64
+
 TAILQ_HEAD(watch_list, watch);
+
+/* The watches at WATCH_NEWCOMERS of some instances. */
+struct flow {
+    TAILQ_ENTRY(flow) link; /* in `turns`, unless it is empty */
+    struct watch_list watches;
+};
+
+TAILQ_HEAD(flow_list, flow);
 
 struct budget {
     usec_t credit; /* at the time below; below 0: in debt */
@@ -64,8 +77,10 @@ enum turn {
 struct waiting {
     usec_t check_interval, patience;
     void *watches; /* a tree by key, of tsearch(3): no choice of keys makes it slow */
-    struct watch_list places[WATCH_AWAY]; /* watches by place, but for those in `polled` */
+    struct watch_list places[WATCH_AWAY]; /* watches by place, but for those in the next two */
+    struct flow flows[FLOWS];             /* those at WATCH_NEWCOMERS */
     struct watch_list polled[WATCH_AWAY]; /* parked ones that were looked up at this version */
+    struct flow_list turns;               /* the flows that have watches, the next one first */
     struct waiter_list outcomes;
     size_t counts[WAITER_FAILED + 1]; /* waiters by state */
     struct heap alarms;
@@ -115,6 +130,9 @@ struct waiting *waiting_new(usec_t check_interval, usec_t patience)
         TAILQ_INIT(&waiting->places[place]);
         TAILQ_INIT(&waiting->polled[place]);
     }
+    for (int flow = 0; flow < FLOWS; flow++)
+        TAILQ_INIT(&waiting->flows[flow].watches);
+    TAILQ_INIT(&waiting->turns);
     TAILQ_INIT(&waiting->outcomes);
     return waiting;
 }
@@ -123,6 +141,16 @@ void waiting_free(struct waiting *waiting)
 {
     heap_free(&waiting->alarms);
     free(waiting);
+}
+
+/* FNV-1a. */
+static unsigned watch_choose_flow(const char *instance)
+{
+    uint32_t hash = 2166136261;
+
+    for (; *instance; instance++)
+        hash = (hash ^ (unsigned char)*instance) * 16777619;
+    return hash % FLOWS;
 }
 
 static struct watch *watch_new(const struct session_key *key)
@@ -142,6 +170,7 @@ static struct watch *watch_new(const struct session_key *key)
     for (int state = 0; state < WAITER_LISTS; state++)
         TAILQ_INIT(&watch->waiters[state]);
     watch->place = WATCH_AWAY;
+    watch->flow = watch_choose_flow(key->instance);
     return watch;
 }
 
@@ -204,7 +233,27 @@ static struct watch_list *waiting_watch_list(struct waiting *waiting, const stru
 
     if (parked && watch->version == waiting->version)
         return &waiting->polled[watch->place];
+    if (watch->place == WATCH_NEWCOMERS)
+        return &waiting->flows[watch->flow].watches;
     return &waiting->places[watch->place];
+}
+
+static void waiting_link_watch(struct waiting *waiting, struct watch *watch)
+{
+    struct flow *flow = &waiting->flows[watch->flow];
+
+    if (watch->place == WATCH_NEWCOMERS && TAILQ_EMPTY(&flow->watches))
+        TAILQ_INSERT_TAIL(&waiting->turns, flow, link);
+    TAILQ_INSERT_TAIL(waiting_watch_list(waiting, watch), watch, link);
+}
+
+static void waiting_unlink_watch(struct waiting *waiting, struct watch *watch)
+{
+    struct flow *flow = &waiting->flows[watch->flow];
+
+    TAILQ_REMOVE(waiting_watch_list(waiting, watch), watch, link);
+    if (watch->place == WATCH_NEWCOMERS && TAILQ_EMPTY(&flow->watches))
+        TAILQ_REMOVE(&waiting->turns, flow, link);
 }
 
 /* The one place where a watch moves. */
@@ -213,10 +262,10 @@ static void waiting_move_watch(struct waiting *waiting, struct watch *watch, enu
     if (watch->place == place)
         return;
     if (watch->place != WATCH_AWAY)
-        TAILQ_REMOVE(waiting_watch_list(waiting, watch), watch, link);
+        waiting_unlink_watch(waiting, watch);
     watch->place = place;
     if (place != WATCH_AWAY)
-        TAILQ_INSERT_TAIL(waiting_watch_list(waiting, watch), watch, link);
+        waiting_link_watch(waiting, watch);
     else
         watch->held_until = 0;
 }
@@ -375,8 +424,7 @@ static usec_t waiting_poll_due(const struct waiting *waiting)
 
 static bool waiting_anybody_asks(const struct waiting *waiting)
 {
-    return !TAILQ_EMPTY(&waiting->places[WATCH_NEWCOMERS]) ||
-           !TAILQ_EMPTY(&waiting->places[WATCH_LASTS]);
+    return !TAILQ_EMPTY(&waiting->turns) || !TAILQ_EMPTY(&waiting->places[WATCH_LASTS]);
 }
 
 static bool waiting_gathers(const struct waiting *waiting, usec_t now)
@@ -403,12 +451,30 @@ static void waiting_start_batch(struct waiting *waiting, enum session_question q
     waiting->sent_at = now;
 }
 
+/* The next watch at WATCH_NEWCOMERS; NULL if there is none. The turn passes to another flow. */
+static struct watch *waiting_next_newcomer(struct waiting *waiting)
+{
+    struct flow *flow = TAILQ_FIRST(&waiting->turns);
+
+    if (!flow)
+        return NULL;
+    TAILQ_REMOVE(&waiting->turns, flow, link);
+    TAILQ_INSERT_TAIL(&waiting->turns, flow, link);
+    return TAILQ_FIRST(&flow->watches);
+}
+
+static struct watch *waiting_next_watch(struct waiting *waiting, enum watch_place place)
+{
+    return place == WATCH_NEWCOMERS ? waiting_next_newcomer(waiting)
+                                    : TAILQ_FIRST(&waiting->places[place]);
+}
+
 /* Moves watches from a place into the batch, until it has max. */
 static void waiting_fill_batch(struct waiting *waiting, enum watch_place place, size_t max)
 {
     struct watch *watch;
 
-    while (waiting->batch_count < max && (watch = TAILQ_FIRST(&waiting->places[place]))) {
+    while (waiting->batch_count < max && (watch = waiting_next_watch(waiting, place))) {
         waiting->batch[waiting->batch_count++] = watch;
         waiting_move_watch(waiting, watch, WATCH_IN_BATCH);
     }

@@ -23,6 +23,8 @@
  * The rules:
  *  - New requests go first. Those that ask a last time have a quarter of a batch, and checks and
  *    polls every other turn, which they share, however many new requests there are.
+ *  - New requests are asked about in turn by instance: however many there are for one instance, one
+ *    for another, whose new requests are few, is in the next batch.
  *  - Under load the next batch of them is put off for a moment, so that it becomes larger.
  *  - Parked requests are polled only after the database has changed, which a small check finds out
  *    every check interval. Sessions with a claimed order go first: they are about to be paid.
@@ -81,6 +83,7 @@ struct watch {
     struct waiter_list waiters[WAITER_LISTS];
     size_t outcomes; /* waiters whose outcome has not been taken */
     enum watch_place place;
+    unsigned flow;           /* of its instance: see waiting.c */
     TAILQ_ENTRY(watch) link; /* in its list */
     usec_t held_until;       /* of WATCH_HELD; else 0 */
     uint64_t version;        /* the database's, as known before the last lookup of this key */

@@ -1140,6 +1140,28 @@ static void test_held_request_is_answered_at_a_stop(struct fixture *f)
     take_known(f, waiter, SESSION_UNPAID);
 }
 
+/* 5,000 new requests for one instance take twenty batches. One for another instance, which comes
+ * after them, is in the next batch, and so are a few for a third. */
+static void test_many_for_one_instance_do_not_delay_another(struct fixture *f)
+{
+    static const struct session_key keys[] = {
+        {"a", "https://shop.example/", "other"},
+        {"a", "https://shop.example/", "third"},
+        {"b", "https://shop.example/", "third"},
+        {"c", "https://shop.example/", "third"},
+    };
+    struct waiter *few[COUNT_OF(keys)];
+
+    add_many(f, MANY / 2);
+    send_batch(f, QUESTION_EVERYTHING, SESSION_BATCH_MAX);
+    for (size_t i = 0; i < COUNT_OF(keys); i++)
+        few[i] = add_key(f, &keys[i], f->now);
+    settle(f, &unknown);
+    look_up(f, SESSION_BATCH_MAX, &unknown);
+    for (size_t i = 0; i < COUNT_OF(keys); i++)
+        assert_int_equal(few[i]->state, WAITER_KNOWN);
+}
+
 static struct CMUnitTest waiting_test(const char *name, struct waiting_test *test)
 {
     return (struct CMUnitTest){name, run, setup, teardown, test};
@@ -1208,6 +1230,7 @@ int main(void)
         WAITING_TEST(test_instance_without_an_answer_is_held_back_alone),
         WAITING_TEST(test_instance_without_an_answer_fails_when_patience_ends),
         WAITING_TEST(test_held_request_is_answered_at_a_stop),
+        WAITING_TEST(test_many_for_one_instance_do_not_delay_another),
     };
 
     return cmocka_run_group_tests(tests, NULL, NULL);
