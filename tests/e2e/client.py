@@ -48,14 +48,15 @@ class Client:
 
 
 class Http(Client):
-    """A new connection to 127.0.0.1:`port` each time."""
+    """A new connection to 127.0.0.1:`port` each time, from the address `source`: all of 127.0.0.0/8 are this host's."""
 
-    def __init__(self, port):
+    def __init__(self, port, source="127.0.0.1"):
         self.port = port
+        self.source = source
 
     def get(self, uri, method="GET", body=None):
         begun = time.monotonic()
-        connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=70)
+        connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=70, source_address=(self.source, 0))
         try:
             connection.request(method, uri, body)
             response = connection.getresponse()

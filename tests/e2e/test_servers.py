@@ -89,6 +89,7 @@ CADDY = {"id .": 200, "id ..": 200, "NUL in the id": 400, "bad escape in the id"
 # It has no pattern for paths: each instance and base path has a line.
 H2O = {"id ..": 404, "NUL in the id": 503, "enormous query": 503, "below a base path": 404, "unknown instance": 404}
 FCGID_MODULE = "/usr/lib/apache2/modules/mod_fcgid.so"
+QOS_MODULE = "/usr/lib/apache2/modules/mod_qos.so"
 
 SERVED = [
     Served("nginx", ["nginx-upstream.conf", "nginx-location.conf"], open_nginx, "nginx", notices=True,
@@ -425,12 +426,21 @@ def limited(*edits):
     return [("#limit_", "limit_"), *edits]
 
 
+def assert_waiting_is_limited(site, allowed):
+    """A client parks as many as it may, and is refused more. Another is served, and may wait. Then the first may again."""
+    other = Http(site.server.port, "127.0.0.2")
+    waiting = [site.http.later(new_session(), new_url(), timeout_ms=3000) for _ in range(allowed)]
+    wait_until(lambda: site.http.ask(new_session(), new_url()).status == 429, 2, "a refusal")
+    answer = other.ask(new_session(), new_url(), timeout_ms=300)
+    assert (answer.status, answer.seconds >= 0.3) == (404, True)
+    assert site.http.ask(new_session(), new_url()).status == 429
+    assert [answer.result(6).status for answer in waiting] == [404] * allowed
+    assert site.http.ask(new_session(), new_url()).status == 404
+
+
 def test_nginx_limits_the_requests_of_a_client_that_wait(place, database):
     with running(SERVED[0], place, database, *limited(("waiting 100;", "waiting 2;"))) as site:
-        waiting = [site.http.later(new_session(), new_url(), timeout_ms=2500) for _ in range(2)]
-        wait_until(lambda: site.http.ask(new_session(), new_url()).status == 429, 2, "a refusal")
-        assert [answer.result(5).status for answer in waiting] == [404, 404]
-        assert site.http.ask(new_session(), new_url()).status == 404
+        assert_waiting_is_limited(site, 2)
         assert site.server.log_lines() == []
 
 
@@ -439,7 +449,24 @@ def test_nginx_limits_the_rate_of_a_client(place, database):
         statuses = [site.http.ask(new_session(), new_url()).status for _ in range(10)]
         assert statuses[:3] == [404] * 3
         assert 429 in statuses[3:]
+        assert Http(site.server.port, "127.0.0.2").ask(new_session(), new_url()).status == 404
         assert site.server.log_lines() == []
+
+
+def open_apache_qos(files, place):
+    """The commented limit of Apache, with a smaller number: its last lines belong outside of the virtual host."""
+    site, _, main = files["apache-proxy.conf"].partition("# and outside of the virtual host these lines")
+    load, main = [re.findall(rf"^#({words}.*)", main, re.M) for words in ("LoadFile", "QS_")]
+    assert (len(load), len(main)) == (1, 2)
+    module = f"LoadModule qos_module {QOS_MODULE}"
+    return Apache(site.replace("#SetEnvIf", "SetEnvIf"), ["proxy", "proxy_fcgi", "setenvif"],
+                  main="\n".join([*load, module, *main]).replace("RequestLimit 50", "RequestLimit 2"))
+
+
+def test_apache_limits_the_requests_of_a_client_that_wait(place, database):
+    served = dataclasses.replace(SERVED[1], open=open_apache_qos, needs=QOS_MODULE)
+    with running(served, place, database) as site:
+        assert_waiting_is_limited(site, 2)
 
 
 @pytest.mark.parametrize("served", [served for served in SERVED if served.needs], ids=str)

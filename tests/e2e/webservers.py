@@ -36,11 +36,12 @@ class WebServer(Server):
 
 
 class Apache(WebServer):
-    """With its event MPM. `modules` are those that the shipped file wants."""
+    """With its event MPM. `modules` are those that the shipped file wants, `main` goes outside of the virtual host."""
 
-    def __init__(self, site, modules, document_root=None):
+    def __init__(self, site, modules, document_root=None, main=""):
         self.modules = ["mpm_event", "authz_core", *modules]
         self.document_root = document_root
+        self.main = main
         super().__init__("apache", site)
 
     def configuration(self, site):
@@ -59,6 +60,7 @@ class Apache(WebServer):
             ErrorLog {self.log}
             LogLevel error
             {fcgid if "fcgid" in self.modules else ""}
+            {self.main}
             {f'DocumentRoot "{self.document_root}"' if self.document_root else ""}
             <VirtualHost 127.0.0.1:{self.port}>
                 {site}
