@@ -147,3 +147,15 @@ enum conninfo_verdict conninfo_judge(const char *conninfo)
     PQconninfoFree(options);
     return verdict;
 }
+
+bool conninfo_has_password(const char *conninfo)
+{
+    PQconninfoOption *options = PQconninfoParse(conninfo, NULL);
+    bool has = !options;
+
+    for (PQconninfoOption *option = options; option && option->keyword; option++)
+        has |= option->val && (strcmp(option->keyword, "password") == 0 ||
+                                  strcmp(option->keyword, "sslpassword") == 0);
+    PQconninfoFree(options);
+    return has;
+}

@@ -42,4 +42,8 @@ enum conninfo_verdict {
  * hold the password. */
 enum conninfo_verdict conninfo_judge(const char *conninfo);
 
+/* Whether a sound connection string or URI holds a password, of the database or of a key file. True
+ * if out of memory. */
+bool conninfo_has_password(const char *conninfo);
+
 #endif

@@ -227,6 +227,22 @@ static const char *options_long_name(int letter, char name[32])
     return name;
 }
 
+/* Every user can read a command line. A connection string in it that holds a password is
+ * overwritten and put into the environment, which only the same user and root can read. */
+static void options_hide_password(struct options *options, char *conninfo)
+{
+    static const char variable[] = ENVIRONMENT "DATABASE";
+
+    if (!conninfo_has_password(conninfo))
+        return;
+    if (setenv(variable, conninfo, 1) != 0) {
+        fputs("merchant-sessions: --database: out of memory\n", stderr);
+        exit(EXIT_FAILURE);
+    }
+    options->database = getenv(variable);
+    memset(conninfo, 'x', strlen(conninfo));
+}
+
 static void options_read_command_line(struct options *options, int argc, char *argv[])
 {
     char name[32];
@@ -244,6 +260,8 @@ static void options_read_command_line(struct options *options, int argc, char *a
             exit(EX_USAGE);
         default:
             options_set(options, letter, options_long_name(letter, name), optarg);
+            if (letter == 'd')
+                options_hide_password(options, optarg);
         }
     }
     if (optind < argc)

@@ -24,7 +24,8 @@ struct options {
 
 /*
  * Reads the command line and the environment; the command line takes precedence. The strings in the
- * result are those of argv and the environment. Exits for --help and --version (0), and after one
+ * result are those of argv and the environment. A conninfo in argv that holds a password is moved
+ * to the environment, and overwritten in argv. Exits for --help and --version (0), and after one
  * line on standard error for a wrong option or value, which it names (EX_USAGE, 64), and for lack
  * of memory (EXIT_FAILURE).
  */

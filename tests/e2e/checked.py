@@ -2,6 +2,7 @@
 """The pool and nginx as the tests run them: their logs are read when their block ends."""
 
 import contextlib
+import pathlib
 import re
 
 from client import Fcgi, Http
@@ -38,6 +39,13 @@ class CheckedPool(Pool):
             if form[1] in ("warning", "error"):
                 assert any(re.search(pattern, line) for pattern in self.expected), f"unexpected: {line}\n{text}"
 
+    def check_command_lines(self):
+        """Every user can read those of all processes. A password that the pool was given is not in them."""
+        for pid in [self.pid, *self.workers()]:
+            with contextlib.suppress(FileNotFoundError, ProcessLookupError):
+                line = pathlib.Path(f"/proc/{pid}/cmdline").read_bytes()
+                assert MARKER.encode() not in line, line
+
     def logged(self, pattern):
         return [line for line in self.log_lines() if re.search(pattern, line)]
 
@@ -52,6 +60,7 @@ class CheckedPool(Pool):
     def __exit__(self, kind=None, *error):
         try:
             if kind is None and self.running():
+                self.check_command_lines()
                 assert self.stop() == self.status
             if kind is None:
                 self.check_log()

@@ -1,9 +1,16 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""Whatever fails, the log holds no session id, URL, order id or password, at any level."""
+"""Nothing that others can read says who buys what, or holds a password: log, command line, metrics, core files.
+
+Each pool of the other tests is looked at too, when it stops: see CheckedPool.
+"""
 
 import os
+import pathlib
+import resource
 import signal
 import subprocess
+
+import pytest
 
 import fastcgi
 from checked import CheckedPool
@@ -33,6 +40,25 @@ def test_verbose_log(start_pool, merchant):
     wait_until(lambda: pool.logged("killed by signal 9"), what="the line")
     pool.fcgi.ask(session, url)
     assert pool.logged(" debug: ")
+    assert MARKER not in pool.fcgi.get("/metrics", MERCHANT_SESSIONS_METRICS="1").body.decode()
+
+
+@pytest.mark.parametrize("sandbox", [True, False])
+def test_core_file(start_pool, sandbox):
+    """A worker leaves none, whatever the limit is. Without the sandbox it does, and shoppers' sessions are in it."""
+    if pathlib.Path("/proc/sys/kernel/core_pattern").read_text().strip() != "core":
+        pytest.skip("the kernel gives core files to a program, or a name of its own")
+    pool = start_pool(*[] if sandbox else ["--no-sandbox"])
+    pool.expect("killed by signal 6")
+    waiting = pool.fcgi.later(new_session(), new_url(), timeout_ms=20000)
+    worker, = pool.workers()
+    resource.prlimit(worker, resource.RLIMIT_CORE, (resource.RLIM_INFINITY, resource.RLIM_INFINITY))
+    os.kill(worker, signal.SIGABRT)
+    wait_until(lambda: pool.logged("killed by signal 6"), what="the end of the worker")
+    assert waiting.exception(10), "the worker is gone"
+    cores = list(pool.directory.glob("core*"))
+    assert len(cores) == (0 if sandbox else 1)
+    assert all(MARKER.encode() in core.read_bytes() for core in cores)
 
 
 def test_failing_lookups(program):
@@ -57,6 +83,16 @@ def test_password(program):
         with CheckedPool(program, "-v", "-w", "1", "--db-timeout", "300", database=conninfo) as pool:
             pool.expect("")
             assert pool.fcgi.ask(new_session(), new_url()).status == 500
+            pool.send(signal.SIGHUP)
+            wait_until(lambda: pool.logged("workers replaced"), what="new workers")
+            assert pool.fcgi.ask(new_session(), new_url()).status == 500
+            assert b"dbname" not in pathlib.Path(f"/proc/{pool.pid}/cmdline").read_bytes()
+
+
+def test_conninfo_without_a_password(start_pool, database):
+    """It stays to be seen in the list of processes."""
+    pool = start_pool()
+    assert database.encode() in pathlib.Path(f"/proc/{pool.pid}/cmdline").read_bytes()
 
 
 def test_password_that_is_refused(program, postgres, database):
