@@ -144,23 +144,24 @@ static const char *layout_after_mark(const char *text)
     return end ? end + strlen(MARK_END) : "";
 }
 
-/* Writes what the head of the text becomes, and returns the rest of it. */
+/* Writes what the head of the text becomes, and returns the rest of it; NULL if out of memory. Each
+ * write is checked: a stream of open_memstream() has no error indicator for a lack of memory, and
+ * what could not be written is just missing in its text. */
 static const char *layout_write_head(FILE *to, const char *text, const struct layout_tables *tables,
     const char *quoted, int64_t serial)
 {
     if (layout_has_mark(text, MARK_SCHEMA)) {
-        fprintf(to, "%s.", quoted);
-        return text + strlen(MARK_SCHEMA);
+        return fprintf(to, "%s.", quoted) < 0 ? NULL : text + strlen(MARK_SCHEMA);
     }
     if (layout_has_mark(text, MARK_INSTANCES)) {
-        if (tables->has_serial)
-            fprintf(to, "CROSS JOIN (SELECT %" PRId64 "::bigint AS merchant_serial) i", serial);
+        if (tables->has_serial &&
+            fprintf(to, "CROSS JOIN (SELECT %" PRId64 "::bigint AS merchant_serial) i", serial) < 0)
+            return NULL;
         return layout_after_mark(text);
     }
     if (layout_has_mark(text, MARK_SERIAL) && !tables->has_serial)
         return layout_after_mark(text);
-    putc(*text, to);
-    return text + 1;
+    return putc(*text, to) == EOF ? NULL : text + 1;
 }
 
 char *layout_make_statement(enum session_question question, const struct layout_tables *tables,
@@ -170,14 +171,12 @@ char *layout_make_statement(enum session_question question, const struct layout_
     char *made = NULL;
     size_t size;
     FILE *to = open_memstream(&made, &size);
-    bool failed;
 
     if (!to)
         return NULL;
-    while (*text)
+    while (text && *text)
         text = layout_write_head(to, text, tables, quoted, serial);
-    failed = ferror(to);
-    if (fclose(to) == 0 && !failed)
+    if (fclose(to) == 0 && text)
         return made;
     free(made);
     return NULL;

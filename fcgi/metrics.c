@@ -377,13 +377,34 @@ static void metrics_print_pool(FILE *text, const struct metrics *metrics)
         (uintmax_t)metrics_get(&ends[METRICS_REPLACED]));
 }
 
+/* What is printed. Not open_memstream(): its stream has no error indicator for a lack of memory,
+ * and what could not be written is just missing in its text. */
+struct metrics_text {
+    char *bytes; /* ends with a NUL */
+    size_t length;
+    bool failed; /* out of memory */
+};
+
+static ssize_t metrics_write(void *cookie, const char *bytes, size_t length)
+{
+    struct metrics_text *to = cookie;
+    char *grown = realloc(to->bytes, to->length + length + 1);
+
+    to->failed |= !grown;
+    if (!grown)
+        return 0;
+    to->bytes = grown;
+    memcpy(to->bytes + to->length, bytes, length);
+    to->length += length;
+    to->bytes[to->length] = '\0';
+    return (ssize_t)length;
+}
+
 char *metrics_print(const struct metrics *metrics)
 {
     uint64_t sums[METRICS_CELLS];
-    char *bytes = NULL;
-    size_t length;
-    FILE *text = open_memstream(&bytes, &length);
-    bool ok;
+    struct metrics_text to = {0};
+    FILE *text = fopencookie(&to, "w", (cookie_io_functions_t){.write = metrics_write});
 
     if (!text)
         return NULL;
@@ -394,10 +415,8 @@ char *metrics_print(const struct metrics *metrics)
     metrics_print_lookups(text, sums);
     for (enum metrics_histogram histogram = 0; histogram < METRICS_HISTOGRAMS; histogram++)
         metrics_print_histogram(text, histogram, sums);
-    ok = !ferror(text);
-    ok = fclose(text) == 0 && ok;
-    if (ok)
-        return bytes;
-    free(bytes);
+    if (fclose(text) == 0 && !to.failed)
+        return to.bytes;
+    free(to.bytes);
     return NULL;
 }

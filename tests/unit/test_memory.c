@@ -5,12 +5,21 @@
 
 #include <cjson/cJSON.h>
 #include <search.h>
+#include <stdarg.h>
 #include <stdbool.h>
+#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 
+#include "batch.h"
+#include "conninfo.h"
 #include "heap.h"
 #include "instances.h"
+#include "layout.h"
+#include "lookup.h"
+#include "metrics.h"
+#include "pipeline.h"
+#include "plan.h"
 #include "record.h"
 #include "reply.h"
 #include "textarray.h"
@@ -67,6 +76,81 @@ char *__wrap_strdup(const char *text)
 void *__wrap_tsearch(const void *key, void **root, int (*compare)(const void *, const void *))
 {
     return memory_is_lacking() ? NULL : __real_tsearch(key, root, compare);
+}
+
+/* The fortified name of the next one. */
+int __wrap___asprintf_chk(char **text, int flag, const char *format, ...)
+    __attribute__((format(printf, 3, 4)));
+int __wrap_asprintf(char **text, const char *format, ...) __attribute__((format(printf, 2, 3)));
+
+int __wrap___asprintf_chk(char **text, int flag, const char *format, ...)
+{
+    va_list args;
+    int length;
+
+    (void)flag;
+    va_start(args, format);
+    length = memory_is_lacking() ? -1 : vasprintf(text, format, args);
+    va_end(args);
+    return length;
+}
+
+int __wrap_asprintf(char **text, const char *format, ...)
+{
+    va_list args;
+    int length;
+
+    va_start(args, format);
+    length = memory_is_lacking() ? -1 : vasprintf(text, format, args);
+    va_end(args);
+    return length;
+}
+
+/* Stands for a stream of open_memstream() in glibc, which allocates when it is written to. Where it
+ * cannot, the write fails, but the stream has no error indicator, and what was not written is just
+ * missing. */
+static ssize_t stream_write(void *cookie, const char *bytes, size_t length)
+{
+    FILE *memory = cookie;
+
+    if (memory_is_lacking())
+        return 0;
+    return (ssize_t)fwrite(bytes, 1, length, memory);
+}
+
+static int stream_close(void *cookie)
+{
+    return fclose(cookie);
+}
+
+FILE *__real_fopencookie(void *cookie, const char *mode, cookie_io_functions_t functions);
+FILE *__wrap_fopencookie(void *cookie, const char *mode, cookie_io_functions_t functions);
+
+FILE *__wrap_fopencookie(void *cookie, const char *mode, cookie_io_functions_t functions)
+{
+    return memory_is_lacking() ? NULL : __real_fopencookie(cookie, mode, functions);
+}
+
+FILE *__real_open_memstream(char **bytes, size_t *length);
+FILE *__wrap_open_memstream(char **bytes, size_t *length);
+
+FILE *__wrap_open_memstream(char **bytes, size_t *length)
+{
+    cookie_io_functions_t functions = {.write = stream_write, .close = stream_close};
+    FILE *memory = memory_is_lacking() ? NULL : __real_open_memstream(bytes, length);
+    FILE *stream = memory ? __real_fopencookie(memory, "w", functions) : NULL;
+
+    if (stream)
+        setvbuf(stream, NULL, _IONBF, 0);
+    return stream;
+}
+
+int __wrap_ferror(FILE *stream);
+
+int __wrap_ferror(FILE *stream)
+{
+    (void)stream;
+    return 0;
 }
 
 /* Runs the scenario once for each of its allocations, which fails, and once more where none does.
@@ -183,10 +267,145 @@ static bool make_array(void)
     return lacked;
 }
 
-static void test_text_array(void **state)
+static bool make_params(void)
+{
+    const struct session_key key = {"session", "https://shop.example/", "shop"};
+    struct batch_params params = {0};
+    bool lacked;
+
+    batch_params_start(&params, SESSION_BATCH_MAX);
+    for (int i = 0; i < SESSION_BATCH_MAX; i++)
+        batch_params_add(&params, &key);
+    lacked = !batch_params_finish(&params);
+    batch_params_free(&params);
+    return lacked;
+}
+
+static void test_parameters(void **state)
 {
     (void)state;
     fail_each_in_turn(make_array);
+    fail_each_in_turn(make_params);
+}
+
+/* ---- statements ---- */
+
+/* A text with a hole in it would be another statement. */
+static bool make_statement(void)
+{
+    static const struct layout_tables tables = {.has_order_session = true, .has_serial = true};
+    static size_t length; /* of the whole text */
+    char *text = layout_make_statement(QUESTION_PAYMENT, &tables, "\"m_1\"", 1);
+    bool lacked = !text;
+
+    if (failing == 0)
+        length = text ? strlen(text) : 0;
+    else if (!lacked)
+        assert_int_equal(strlen(text), length);
+    free(text);
+    return lacked;
+}
+
+static void test_statement(void **state)
+{
+    (void)state;
+    assert_false(make_statement());
+    fail_each_in_turn(make_statement);
+}
+
+/* ---- metrics ---- */
+
+static bool print_metrics(void)
+{
+    struct metrics *metrics = metrics_new(1);
+    static size_t length; /* of the whole text */
+    char *text;
+    bool lacked;
+
+    if (!metrics)
+        return true;
+    metrics_enter(metrics, 0);
+    text = metrics_print(metrics);
+    lacked = !text;
+    if (failing == 0)
+        length = text ? strlen(text) : 0;
+    else if (!lacked)
+        assert_int_equal(strlen(text), length);
+    free(text);
+    metrics_free(metrics);
+    return lacked;
+}
+
+static bool make_metrics_reply(void)
+{
+    size_t length;
+    char *reply = reply_make_metrics("text\n", false, &length);
+    bool lacked = !reply;
+
+    free(reply);
+    return lacked;
+}
+
+static void test_metrics(void **state)
+{
+    (void)state;
+    assert_false(print_metrics());
+    fail_each_in_turn(print_metrics);
+    fail_each_in_turn(make_metrics_reply);
+}
+
+/* ---- lookup, without a connection ---- */
+
+static bool make_lookup(void)
+{
+    struct lookup *lookup = lookup_new(-1, NULL, NULL, USEC_PER_SEC);
+    bool lacked = !lookup;
+
+    if (lookup)
+        lookup_free(lookup);
+    return lacked;
+}
+
+/* Of two hosts the first one is tried, and is to be left out. */
+static bool leave_out_host(void)
+{
+    PGconn *connection = PQconnectStart("hostaddr=127.0.0.1,127.0.0.2 port=1,2");
+    struct conninfo_hosts others = conninfo_other_hosts(connection);
+    bool lacked = !others.hostaddr;
+
+    if (lacked)
+        assert_null(others.port);
+    else
+        assert_string_equal(others.hostaddr, "127.0.0.2");
+    conninfo_free_hosts(&others);
+    PQfinish(connection);
+    return lacked;
+}
+
+static void test_lookup(void **state)
+{
+    (void)state;
+    fail_each_in_turn(make_lookup);
+    fail_each_in_turn(leave_out_host);
+}
+
+/* ---- plan ---- */
+
+static bool judge_plan(void)
+{
+    return plan_judge(
+               "[{\"Plan\": {\"Node Type\": \"Index Scan\", \"Index Cond\": "
+               "\"((fulfillment_url = k.url) AND (session_id >= k.session))\"}}]") == PLAN_UNKNOWN;
+}
+
+static void test_plan(void **state)
+{
+    cJSON_Hooks hooks = {.malloc_fn = __wrap_malloc, .free_fn = free};
+
+    (void)state;
+    cJSON_InitHooks(&hooks);
+    fail_each_in_turn(judge_plan);
+    cJSON_InitHooks(NULL);
 }
 
 /* ---- instances ---- */
@@ -234,6 +453,36 @@ static void test_instances(void **state)
 {
     (void)state;
     fail_each_in_turn(read_instances);
+}
+
+/* ---- pipeline ---- */
+
+/* On a connection that is not made: all is done but the sending. */
+static bool send_pipeline(void)
+{
+    static const struct session_key key = {"session", "https://shop.example/", "shop"};
+    const struct session_key *asked[] = {&key};
+    struct session_answer answers[1];
+    struct instances *instances = instances_new(NULL);
+    struct pipeline *pipeline = pipeline_new(instances);
+    PGconn *connection = PQconnectStart("hostaddr=nonsense");
+    bool gone;
+
+    if (instances && pipeline && instances_read(instances, make_rows(), &gone))
+        assert_int_equal(
+            pipeline_send(pipeline, connection, NULL, QUESTION_EVERYTHING, asked, 1, answers, 0),
+            PIPELINE_BROKEN);
+    PQfinish(connection);
+    pipeline_free(pipeline);
+    instances_free(instances);
+    return allocations >= failing;
+}
+
+static void test_pipeline(void **state)
+{
+    (void)state;
+    fail_each_in_turn(send_pipeline);
+    assert_true(allocations > 100);
 }
 
 /* ---- waiting ---- */
@@ -322,7 +571,12 @@ int main(void)
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_record),
         cmocka_unit_test(test_reply),
-        cmocka_unit_test(test_text_array),
+        cmocka_unit_test(test_parameters),
+        cmocka_unit_test(test_statement),
+        cmocka_unit_test(test_metrics),
+        cmocka_unit_test(test_lookup),
+        cmocka_unit_test(test_plan),
+        cmocka_unit_test(test_pipeline),
         cmocka_unit_test(test_instances),
         cmocka_unit_test(test_waiting),
     };
