@@ -88,6 +88,9 @@ static struct instance *instances_find_id(const struct instances_list *list, con
 {
     struct instance key = {.name.id = id};
 
+    /* A list that was never read has no array: bsearch() must not get NULL. */
+    if (list->count == 0)
+        return NULL;
     return bsearch(&key, list->instances, list->count, sizeof key, instance_compare);
 }
 
