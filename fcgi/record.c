@@ -198,7 +198,7 @@ static bool record_header_is_sound(const struct record_reader *reader)
     if (reader->header[0] != FCGI_VERSION_1)
         return false;
     if (record_id(reader) == FCGI_NULL_REQUEST_ID)
-        return reader->phase == RECORD_PHASE_IDLE;
+        return true;
     if (reader->header[1] == FCGI_BEGIN_REQUEST)
         return content == sizeof reader->begin && !record_is_of_request(reader);
     if (!record_is_of_request(reader))

@@ -11,10 +11,10 @@
  * Reads FastCGI 1.0 records as they arrive, in pieces of any size, and checks them before libfcgi
  * sees any: libfcgi trusts lengths and record types more than a public program can. No I/O.
  *
- * One request at a time, as web servers send them (section 3.3: no multiplexing), with management
- * records (section 4) between requests only. What has passed is written again, in records of our
- * own making, with the few parameters that are wanted, so that libfcgi meets nothing else and needs
- * little memory.
+ * One request at a time, as web servers send them (section 3.3: no multiplexing), and management
+ * records (section 4) at any time. What has passed is written again, in records of our own making,
+ * with the few parameters that are wanted, so that libfcgi meets nothing else and needs little
+ * memory.
  */
 
 /* PARAMS of one request, in all their records together: what fits into one record. */

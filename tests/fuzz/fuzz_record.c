@@ -80,7 +80,7 @@ static int model_header_is_bad(void)
     if (model.record[0] != 1)
         return 1;
     if (model_id() == 0)
-        return model.stage != MODEL_NONE;
+        return 0;
     if (type == 1)
         return mine || model_content() != 8;
     if (!mine || type == 2)

@@ -285,13 +285,13 @@ static void test_other_broken_records(void **state)
             first[i].version, first[i].type, first[i].id, "\0\1\0\0\0\0\0\0\0", first[i].length, 0);
         assert_int_equal(feed(&reader, 100), RECORD_BROKEN);
     }
-    /* Of the present request, where only PARAMS may come; for GET_VALUES: in mid-request. */
+    /* Of the present request, where only PARAMS may come. */
     for (size_t i = 0; i < COUNT_OF(types); i++) {
         struct record_reader reader = {0};
 
         wire.length = 0;
         put_begin(1, FCGI_RESPONDER, 0);
-        put(types[i], types[i] == FCGI_GET_VALUES ? 0 : 1, "\0\1\0\0\0\0\0", 8);
+        put(types[i], 1, "\0\1\0\0\0\0\0", 8);
         assert_int_equal(feed(&reader, 100), RECORD_BROKEN);
         record_close(&reader);
     }
@@ -376,6 +376,35 @@ static void test_unknown_management_record(void **state)
     assert_int_equal(record_management_reply(&reader, reply), 16);
     assert_int_equal(reply[1], FCGI_UNKNOWN_TYPE);
     assert_int_equal(reply[8], 99);
+}
+
+/* Management records between those of a request: they are answered, and the request goes on. */
+static void test_management_in_mid_request(void **state)
+{
+    static const char content[] = "\x0f\x00"
+                                  "FCGI_MPXS_CONNS";
+    unsigned char reply[RECORD_REPLY_MAX];
+    struct record_reader reader = {0};
+
+    (void)state;
+    put_begin(1, FCGI_RESPONDER, 0);
+    put(FCGI_GET_VALUES, 0, content, sizeof content - 1);
+    put(FCGI_PARAMS, 1, pairs, PAIRS_LENGTH);
+    put(99, 0, content, sizeof content - 1);
+    put(FCGI_PARAMS, 1, NULL, 0);
+    put(FCGI_GET_VALUES, 0, content, sizeof content - 1);
+    put(FCGI_STDIN, 1, NULL, 0);
+    put(FCGI_GET_VALUES, 0, content, sizeof content - 1);
+    for (int i = 0; i < 3; i++) {
+        assert_int_equal(feed(&reader, 5), RECORD_MANAGEMENT);
+        assert_int_equal(record_management_reply(&reader, reply), i == 1 ? 16 : 26);
+    }
+    assert_int_equal(feed(&reader, 5), RECORD_REQUEST);
+    assert_request(&reader, 1, 0, wanted, sizeof wanted - 1);
+    assert_int_equal(feed(&reader, 5), RECORD_MANAGEMENT);
+    assert_int_equal(record_management_reply(&reader, reply), 26);
+    assert_request(&reader, 1, 0, wanted, sizeof wanted - 1);
+    record_close(&reader);
 }
 
 static void test_end_request(void **state)
@@ -504,6 +533,7 @@ int main(void)
         cmocka_unit_test_setup(test_second_request_and_abort, reset),
         cmocka_unit_test_setup(test_get_values, reset),
         cmocka_unit_test_setup(test_unknown_management_record, reset),
+        cmocka_unit_test_setup(test_management_in_mid_request, reset),
         cmocka_unit_test_setup(test_end_request, reset),
         cmocka_unit_test_setup(test_answer_within_a_record, reset),
         cmocka_unit_test_setup(test_random_records, reset),
