@@ -601,6 +601,7 @@ static const char *connection_act(struct connection *connection, enum record_eve
         connection_send_end(connection, FCGI_UNKNOWN_ROLE);
         return "unknown role";
     case RECORD_ABORT:
+        connection_send_end(connection, FCGI_REQUEST_COMPLETE);
         return "aborted by the peer";
     case RECORD_NO_MEMORY:
         return "out of memory";

@@ -237,7 +237,6 @@ static enum record_event record_end_of_begin(struct record_reader *reader)
 {
     unsigned role = (unsigned)reader->begin[0] << 8 | reader->begin[1];
 
-    reader->event_id = record_id(reader);
     if (reader->phase != RECORD_PHASE_IDLE)
         return RECORD_SECOND;
     if (role != FCGI_RESPONDER)
@@ -263,6 +262,7 @@ static enum record_event record_end_of_stdin(struct record_reader *reader)
 /* The record in progress is complete, padding and all. */
 static enum record_event record_complete(struct record_reader *reader)
 {
+    reader->event_id = record_id(reader);
     if (record_id(reader) == FCGI_NULL_REQUEST_ID)
         return RECORD_MANAGEMENT;
     if (reader->header[1] == FCGI_BEGIN_REQUEST)

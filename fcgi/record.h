@@ -80,7 +80,8 @@ struct record_reader {
     bool keep;                  /* FCGI_KEEP_CONN: the peer wants to go on with the connection */
     struct record_bytes params; /* content of PARAMS; from RECORD_PHASE_STDIN on the wanted ones */
 
-    uint16_t event_id; /* the request id that RECORD_SECOND or RECORD_UNKNOWN_ROLE is about */
+    /* The request id that RECORD_SECOND, RECORD_UNKNOWN_ROLE or RECORD_ABORT is about. */
+    uint16_t event_id;
 };
 
 /* A request in records of our own making; to be sent in the order of the parts. */

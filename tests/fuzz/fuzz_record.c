@@ -188,8 +188,10 @@ static enum record_event model_end_of_record(void)
         return model_end_of_begin();
     if (!model_is_mine())
         return RECORD_MORE;
-    if (model_type() == 2)
+    if (model_type() == 2) {
+        model.event_id = model_id();
         return RECORD_ABORT;
+    }
     if (model_content() > 0)
         return RECORD_MORE;
     if (model_type() == 4)
@@ -291,7 +293,7 @@ static void check_event(enum record_event event)
         check_request();
     if (event == RECORD_MANAGEMENT)
         check_management();
-    if (event == RECORD_SECOND || event == RECORD_UNKNOWN_ROLE)
+    if (event == RECORD_SECOND || event == RECORD_UNKNOWN_ROLE || event == RECORD_ABORT)
         require(reader.event_id == model.event_id);
     require(record_is_between(&reader) == (model.got == 0 && model.stage == MODEL_NONE));
 }

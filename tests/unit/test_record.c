@@ -329,6 +329,7 @@ static void test_second_request_and_abort(void **state)
     assert_int_equal(feed(&reader, 100), RECORD_MORE);
     put(FCGI_ABORT_REQUEST, 1, NULL, 0);
     assert_int_equal(feed(&reader, 100), RECORD_ABORT);
+    assert_int_equal(reader.event_id, 1);
     record_close(&reader);
 }
 
