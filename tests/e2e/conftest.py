@@ -15,7 +15,7 @@ from servers import ALLOW_ROOT, Postgres, make_shop  # noqa: E402
 
 # The environment of the caller has no say.
 for name in [name for name in os.environ if name.startswith(("PG", "MERCHANT_SESSIONS_"))]:
-    if name not in ("MERCHANT_SESSIONS_PROGRAM", "MERCHANT_SESSIONS_LOOKUP_PROBE"):
+    if name not in ("MERCHANT_SESSIONS_PROGRAM", "MERCHANT_SESSIONS_LOOKUP_PROBE", "MERCHANT_SESSIONS_MUTATE"):
         del os.environ[name]
 os.environ[ALLOW_ROOT] = "1"
 
