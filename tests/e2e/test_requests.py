@@ -27,7 +27,8 @@ SESSIONS = {"paid": "-paid", "unpaid": "-unpaid", "admin": "-admin", "dots": "..
 
 CODES = {(404, 2038): "unknown", (404, 2000): "no-instance", (404, 21): "no-endpoint", (400, 25): "missing:",
          (400, 26): "malformed:", (405, 20): "method"}
-STATUS_OF = {"paid": 200, "unpaid": 202, "waits": 202, "preflight": 204, **{name: status for (status, _), name in CODES.items()}}
+STATUS_OF = {"paid": 200, "unpaid": 202, "waits": 202, "preflight": 204,
+             **{name: status for (status, _), name in CODES.items()}}
 ANY_ORIGIN = {"access-control-allow-origin": "*", "access-control-expose-headers": "*"}
 JSON = {**ANY_ORIGIN, "content-type": "application/json", "cache-control": "no-store"}
 PREFLIGHT = {**ANY_ORIGIN, "access-control-allow-headers": "*", "access-control-allow-methods": "*"}

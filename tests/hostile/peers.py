@@ -175,5 +175,5 @@ def run(victim, kind, seconds, pairs=PAIRS, part=1, bytes_allowed=BYTES_ALLOWED)
     grown = victim.check(bytes_allowed)
     milliseconds = [f"{statistics.median(values) * 1000:.2f} ms" for values in (quiet, loud)]
     return ratio, (f"{kind.__name__}, {count:,} peers: p99 of a good client {milliseconds[1]}, {milliseconds[0]} without "
-                   f"them; ratio {ratio:.2f} (median of {pairs}); {most:,} connections open at most; afterwards descriptors as "
-                   f"before, memory {grown / 2**20:+.1f} MiB")
+                   f"them; ratio {ratio:.2f} (median of {pairs}); {most:,} connections open at most; afterwards "
+                   f"descriptors as before, memory {grown / 2**20:+.1f} MiB")
