@@ -9,7 +9,6 @@ import collections
 import contextlib
 import itertools
 import struct
-import time
 
 import pytest
 
@@ -77,12 +76,12 @@ NULL_ID = {**dict.fromkeys(TYPES, "unknown"), "GET_VALUES": "values"}
 OWN, OTHER = 7, 9
 LENGTHS = [0, 1, 8, 65535]
 PADDINGS = [0, 255]
-WAIT_MS = 2500
 # In seconds; less than the time after which a silent connection is closed.
 PROMPT = 3
-# The states in which a request waits. All their cells are tried at once, so that the time passes only once.
+# The states in which a request waits, until its order is paid.
 WAITING = ("whole", "waiting")
-# Of the others, so few that none is silent for too long before it is its turn.
+LONG_MS = 40_000
+# Connections, so few that none is silent for too long before it is its turn.
 AT_ONCE = 100
 
 
@@ -105,12 +104,11 @@ def pool(program, database):
 
 
 class Peer:
-    """A connection that is brought into a state, and what is left to send of its request."""
+    """A connection that is brought into a state, and what is left to send of its request, which is about `key`."""
 
-    def __init__(self, pool, state):
+    def __init__(self, pool, state, key):
         self.connection = fastcgi.Connection(pool.connect_to, timeout=10)
-        self.state = state
-        self.params = fastcgi.pairs(variables(timeout_ms=WAIT_MS if state in WAITING else 0))
+        self.params = fastcgi.pairs(variables(key, LONG_MS if state in WAITING else 0))
         # What a PARAMS record continues: up to the bound from the start, one pair more after some.
         self.stream = MORE_PARAMS if state == "params" else fill(self.params)
         request = [fastcgi.begin(OWN, keep=True), fastcgi.record(PARAMS, self.params, OWN), fastcgi.record(PARAMS, id=OWN),
@@ -142,21 +140,26 @@ class Peer:
         assert self.read() is None
 
     def answer(self, id=OWN):
-        self.connection.socket.settimeout(PROMPT + WAIT_MS / 1000)
+        self.connection.socket.settimeout(LONG_MS / 1000)
         reply = self.connection.reply(id)
         assert reply, "closed without an answer"
-        assert (reply.protocol_status, reply.status) == (REQUEST_COMPLETE, 404)
+        assert reply.protocol_status == REQUEST_COMPLETE
+        return reply.status
 
     def is_answered(self):
         """The request can be completed, and another one can follow."""
         self.send(self.rest)
-        self.answer()
+        assert self.answer() in (200, 404)
         self.send(fastcgi.request(fastcgi.variables("/nothing"), OWN, keep=True))
-        self.answer()
+        assert self.answer() == 404
 
 
-def variables(**more):
-    return fastcgi.variables(target(new_session(), new_url(), "shop", **more))
+def variables(key, timeout_ms=None):
+    return fastcgi.variables(target(*key, "shop", timeout_ms))
+
+
+def new_key():
+    return new_session(), new_url()
 
 
 def fill(params):
@@ -193,8 +196,8 @@ def second(peer, *_):
 
 
 def begins(peer, _kind, id, _content):
-    peer.send(fastcgi.stream(PARAMS, fastcgi.pairs(variables()), id), fastcgi.record(STDIN, id=id))
-    peer.answer(id)
+    peer.send(fastcgi.stream(PARAMS, fastcgi.pairs(variables(new_key())), id), fastcgi.record(STDIN, id=id))
+    assert peer.answer(id) == 404
     peer.is_answered()
 
 
@@ -214,7 +217,7 @@ def goes_on(peer, kind, _id, content):
         peer.send(fastcgi.stream(PARAMS, peer.stream[len(content):], OWN))
     if kind == PARAMS or content:
         peer.send(fastcgi.record(STDIN, id=OWN))
-    peer.answer()
+    assert peer.answer() == 404
 
 
 OUTCOMES = {"ignored": ignored, "closed": closed, "aborted": aborted, "second": second, "begins": begins, "values": values,
@@ -247,30 +250,39 @@ def content_of(name, length, peer):
     return (peer.stream if name == "PARAMS" else b"").ljust(length, b"x")[:length]
 
 
-def play(pool, state, cells, make_record):
+def play(pool, merchant, state, cells, make_record):
     """Bring a connection into the state for each cell, send its record to it, and return what went wrong.
 
     `make_record(peer, cell)` returns content and record. After each cell the pool answers a good request on a new connection.
     """
-    at_once = len(cells) if state in WAITING else AT_ONCE
-    return [wrong for first in range(0, len(cells), at_once)
-            for wrong in play_at_once(pool, state, cells[first:first + at_once], make_record)]
+    return [wrong for first in range(0, len(cells), AT_ONCE)
+            for wrong in play_at_once(pool, merchant, state, cells[first:first + AT_ONCE], make_record)]
 
 
-def play_at_once(pool, state, cells, make_record):
-    wrong = []
+def ask_twice(pool):
+    """What has been sent before has been read after this, and looked up."""
+    for _ in range(2):
+        assert_error(pool.fcgi.ask(*new_key()), 404, 2038)
+
+
+def play_at_once(pool, merchant, state, cells, make_record):
+    wrong, key = [], new_key()
+    order = merchant.contract(*key) if state in WAITING else None
     with contextlib.ExitStack() as stack:
-        peers = [Peer(pool, state) for _ in cells]
+        peers = [Peer(pool, state, key) for _ in cells]
         for peer in peers:
             stack.enter_context(peer.connection)
         if state == "waiting":
-            time.sleep(0.3)  # parked by then
+            ask_twice(pool)
         sent = [make_record(peer, cell) for peer, cell in zip(peers, cells)]
         for peer, (_, record) in zip(peers, sent):
             peer.send_cell(record)
+        if order:
+            ask_twice(pool)
+            merchant.pay(order)
         for peer, cell, (content, record) in zip(peers, cells, sent):
             wrong += [f"{state} {cell}: {what}" for what in judge(cell.outcome, peer, record[1], cell.id, content)]
-            assert_error(pool.fcgi.ask(new_session(), new_url()), 404, 2038)
+            assert_error(pool.fcgi.ask(*new_key()), 404, 2038)
     return wrong
 
 
@@ -278,18 +290,18 @@ Cell = collections.namedtuple("Cell", "name id length padding outcome")
 
 
 @pytest.mark.parametrize("state", STATES)
-def test_records(pool, state):
+def test_records(pool, merchant, state):
     def make_record(peer, cell):
         content = content_of(cell.name, cell.length, peer)
         return content, fastcgi.record(TYPES[cell.name], content, cell.id, padding=cell.padding)
 
     cells = [Cell(name, id, length, padding, outcome_of(name, id, state, length))
              for name, id, length, padding in itertools.product(TYPES, [0, OWN, OTHER], LENGTHS, PADDINGS)]
-    assert play(pool, state, cells, make_record) == []
+    assert play(pool, merchant, state, cells, make_record) == []
 
 
 @pytest.mark.parametrize("state", STATES)
-def test_versions(pool, state):
+def test_versions(pool, merchant, state):
     """Nothing is known of another version of the protocol: closed."""
     def make_record(_peer, cell):
         content = struct.pack("!HB5x", RESPONDER, KEEP_CONN)[:cell.length]
@@ -297,7 +309,7 @@ def test_versions(pool, state):
 
     cells = [Cell(name, id, length, version, "closed")
              for name, id, length, version in itertools.product(TYPES, [0, OWN, OTHER], [0, 8], [0, 2, 255])]
-    assert play(pool, state, cells, make_record) == []
+    assert play(pool, merchant, state, cells, make_record) == []
 
 
 @pytest.mark.parametrize("role", [0, RESPONDER, AUTHORIZER, FILTER, 4, 256, 65535])
@@ -306,16 +318,16 @@ def test_versions(pool, state):
 def test_roles_and_flags(pool, state, role, flags):
     """Bits of the flags that have no meaning are ignored. A role that is not ours is refused [5.5], and the connection
     closed, even if the peer wants to keep it: whoever has set this up has to look at it anyway."""
-    peer = Peer(pool, state)
+    peer = Peer(pool, state, new_key())
     with peer.connection:
         peer.send(fastcgi.record(BEGIN_REQUEST, struct.pack("!HB5s", role, flags, b"\xff" * 5), OTHER),
-                  fastcgi.stream(PARAMS, fastcgi.pairs(variables()), OTHER), fastcgi.record(STDIN, id=OTHER))
+                  fastcgi.stream(PARAMS, fastcgi.pairs(variables(new_key())), OTHER), fastcgi.record(STDIN, id=OTHER))
         if role != RESPONDER:
             got = peer.read()
             assert (got.type, got.id, got.content[4]) == (END_REQUEST, OTHER, UNKNOWN_ROLE)
             peer.is_closed()
         else:
-            peer.answer(OTHER)
+            assert peer.answer(OTHER) == 404
             if flags & KEEP_CONN:
                 peer.is_answered()
             else:
