@@ -399,9 +399,10 @@ class Pool(Server):
     `by` is how it gets its socket: "listen" (--listen), "spawn-fcgi", or
     "descriptor" (a listening socket as descriptor 0). `address` replaces the
     Unix socket of "listen" by HOST:PORT. `env` is added to the environment.
+    `prefix` are words before the command, for instance those of prlimit.
     """
 
-    def __init__(self, program, *options, database=None, by="listen", address=None, env=None):
+    def __init__(self, program, *options, database=None, by="listen", address=None, env=None, prefix=()):
         super().__init__("merchant-sessions")
         self.program = pathlib.Path(program).resolve()
         self.options = ["--database", database, *options] if database else list(options)
@@ -409,6 +410,7 @@ class Pool(Server):
         self.address = address
         self.socket = address or self.directory / "pool.sock"
         self.env = {**os.environ, "UBSAN_OPTIONS": "print_stacktrace=1", **(env or {})}
+        self.prefix = prefix
 
     def start(self):
         with open(self.log, "ab") as log:
@@ -424,7 +426,7 @@ class Pool(Server):
         return host.strip("[]"), int(port)
 
     def _start(self, command, log, **options):
-        return start(command, env=self.env, cwd=self.directory, start_new_session=True,
+        return start([*self.prefix, *command], env=self.env, cwd=self.directory, start_new_session=True,
                      stdout=log, stderr=log, **options)
 
     def _start_by_listen(self, log):
@@ -458,12 +460,23 @@ class Pool(Server):
         assert not left, f"processes outlive the pool: {left}"
         return status
 
+    def kill(self):
+        """Kill it and its workers."""
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(self.pid, signal.SIGKILL)
+        self.process.wait()
+
+    def descriptors_open(self):
+        """The most that any worker has open."""
+        counts = [0]
+        for pid in children(self.pid):
+            with contextlib.suppress(FileNotFoundError):
+                counts.append(len(os.listdir(f"/proc/{pid}/fd")))
+        return max(counts)
+
     def __exit__(self, *_):
         if self.process:
-            try:
-                os.killpg(self.pid, signal.SIGKILL)
-            except ProcessLookupError:
-                pass
+            self.kill()
         super().__exit__()
 
 

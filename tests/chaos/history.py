@@ -44,6 +44,7 @@ class Found:
     """What the contract answers for one state of a key."""
     status: int
     order_id: str | None = None
+    no_instance: bool = False
 
 
 def expected(orders):
@@ -105,7 +106,10 @@ class Timeline:
         self.violations.append((now() if at is None else at, text))
 
     def commit(self, key, orders, sent, done):
-        self.commits[key].append(Commit(sent, done, expected(orders)))
+        self.found(key, expected(orders), sent, done)
+
+    def found(self, key, found, sent, done):
+        self.commits[key].append(Commit(sent, done, found))
 
     @contextlib.contextmanager
     def span(self, *kinds):
@@ -212,7 +216,7 @@ class Judge:
             return [self._fixed(asked)]
         if asked.status == 500:
             return [self._failed(asked), self._slow_payment(asked)]
-        if asked.status not in (200, 202, 404) or (asked.status == 404 and asked.code != 2038):
+        if asked.status not in (200, 202, 404) or (asked.status == 404 and asked.code not in (2000, 2038)):
             return [f"an answer that the contract does not know: {asked.status}, code {asked.code}"]
         return [self._untrue(asked), self._early(asked), self._slow_payment(asked)]
 
@@ -229,7 +233,7 @@ class Judge:
         begin = asked.sent
         if self._undisturbed(asked):
             begin += asked.wait - ROUNDING
-        said = Found(asked.status, asked.order_id)
+        said = Found(asked.status, asked.order_id, asked.code == 2000)
         possible = {commit.found for commit in self.timeline.possible(asked.key, min(begin, asked.ended), asked.ended)}
         if said in possible:
             return None

@@ -155,11 +155,12 @@ class Writer:
                 return
             self.do(deed)
 
-    def do(self, deed):
+    def do(self, *deeds):
+        """In one transaction."""
         sent = None
         while True:
             try:
-                self._run(f"BEGIN; {deed.sql}")
+                self._run("BEGIN; " + " ".join(deed.sql for deed in deeds))
                 sent = sent or now()
                 self._run("COMMIT")
                 break
@@ -167,9 +168,10 @@ class Writer:
                 self.close()
                 if self.stopped.wait(0.05):
                     return
-        self.timeline.commit(deed.key, deed.orders, sent, now())
-        self.timeline.counts[f"deed: {deed.name}"] += 1
-        self.timeline.note(f"{deed.name} {deed.order_id} of {deed.key.session}, took {now() - sent:.3f} s")
+        for deed in deeds:
+            self.timeline.commit(deed.key, deed.orders, sent, now())
+            self.timeline.counts[f"deed: {deed.name}"] += 1
+            self.timeline.note(f"{deed.name} {deed.order_id} of {deed.key.session}, took {now() - sent:.3f} s")
 
     def _run(self, sql):
         if not self.session:
