@@ -278,7 +278,8 @@ class Judge:
         return begin
 
     def _early(self, asked):
-        if asked.status == 200 or asked.ended >= asked.sent + asked.wait - ROUNDING or self._reason_for_early(asked):
+        # Nobody waits for an instance that is not there.
+        if asked.status == 200 or asked.code == 2000 or asked.ended >= asked.sent + asked.wait - ROUNDING or self._reason_for_early(asked):
             return None
         return f"{asked.sent + asked.wait - asked.ended:.3f} s early without a reason"
 

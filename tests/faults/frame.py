@@ -33,6 +33,8 @@ from servers import LOG_LINE, Nginx, Pool, Postgres, location, make_shop, upstre
 from shop import Key, Merchant, Writer  # noqa: E402
 
 DB = "shop"
+# An instance beside the shop.
+OTHER = "bakery"
 WORKERS = 2
 # Seconds: the default of --db-timeout.
 DB_TIMEOUT = 2.0
@@ -51,6 +53,11 @@ PAUSE = 1.0
 
 # Stage
 
+def make_instance_sql(name):
+    return f"""INSERT INTO merchant.merchant_instances (merchant_pub, merchant_id, merchant_name)
+               VALUES (sha256('{name}'), '{name}', '')"""
+
+
 class Stage:
     """The servers of a row, and their history. A fault that needs others derives a class."""
 
@@ -63,6 +70,7 @@ class Stage:
         self.program = program
         self.timeline = Timeline()
         self.run = secrets.token_hex(3)
+        self.load = None
         self.merchant = Merchant(random.Random(self.run), f"{MARKER}-{self.run}-", int(self.run, 16) << 16)
 
     def __enter__(self):
@@ -72,6 +80,7 @@ class Stage:
             self.stack = stack
             self.postgres = self.make_cluster()
             make_shop(self.postgres, DB)
+            self.postgres.psql(make_instance_sql(OTHER), DB)
             self.writer = Writer(self.postgres, DB, self.timeline)
             stack.callback(self.writer.close)
             self.database = Database(self.postgres, DB, self.timeline, DB_TIMEOUT)
@@ -109,14 +118,15 @@ class Load:
         self.ending = asyncio.Event()
         # Orders of these never change.
         self.settled = {state: [self._key(f"{state}/{n}") for n in range(50)] for state in ("paid", "claimed", "offered")}
-        steps = {"paid": 3, "claimed": 2, "offered": 1}
+        self.settled["other"] = [self._key(f"other/{n}", OTHER) for n in range(20)]
+        steps = {"paid": 3, "claimed": 2, "offered": 1, "other": 2}
         self.opening = [deed for state, keys in self.settled.items() for key in keys
                         for deed in stage.merchant.sale(key, [0] * steps[state])]
         self.sales, self.deeds = [], []
         self._draw_sales(seconds)
 
-    def _key(self, name):
-        return Key("shop", f"{MARKER}-{self.stage.run}-{name}", f"https://shop.example/{MARKER}/{name.split('/')[0]}?a=1&b=2")
+    def _key(self, name, instance="shop"):
+        return Key(instance, f"{MARKER}-{self.stage.run}-{name}", f"https://shop.example/{MARKER}/{name.split('/')[0]}?a=1&b=2")
 
     def _draw_sales(self, seconds):
         """Most orders are claimed before it begins, others are offered and claimed while it runs."""
@@ -150,7 +160,8 @@ class Load:
     def _awaited(self, n):
         """Half of them wait for an order that is going to be paid."""
         unpaid = self._paid_later() if self.chance.random() < 0.5 else None
-        return unpaid or self.chance.choice([self._key(f"nobody/{n}"), self.chance.choice(self.settled["claimed"])])
+        return unpaid or self.chance.choice([self._key(f"nobody/{n}"), self.chance.choice(self.settled["claimed"]),
+                                             self.chance.choice(self.settled["other"])])
 
     def _paid_later(self):
         for key in self.chance.choices(self.sales, k=10):
@@ -224,7 +235,7 @@ class Row:
     def run(self):
         with self.fault.stage(self.program) as self.stage:
             # Longer than a fault lasts.
-            load = Load(self.stage, 2 * self.seconds + 8)
+            load = self.stage.load = Load(self.stage, 2 * self.seconds + 8)
             self.stage.writer.do(*load.opening)
             self.stage.start()
             asyncio.run(self._run(load))
