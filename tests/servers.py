@@ -206,6 +206,19 @@ class Postgres(Server):
         return f"host={host} port={self.port} dbname={db} user={user}"
 
 
+class TlsPostgres(Postgres):
+    """A cluster that has a certificate for localhost, which its clients get in `certificate`."""
+
+    def __init__(self):
+        super().__init__(ssl="on")
+        self.certificate, key = self.directory / "crt", self.directory / "key"
+        subprocess.run(["openssl", "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-days", "2", "-subj",
+                        "/CN=localhost", "-keyout", key, "-out", self.certificate], check=True, capture_output=True)
+        if os.geteuid() == 0:
+            shutil.chown(key, self.account)
+        self.settings.update(ssl_cert_file=self.certificate, ssl_key_file=key)
+
+
 class Standby(Postgres):
     """A streaming standby of a cluster. `promote()` makes it a primary."""
 

@@ -9,6 +9,7 @@ if none of them, at any moment that the contract allows, explains it.
 
 import bisect
 import collections
+import copy
 import contextlib
 import dataclasses
 import enum
@@ -98,6 +99,12 @@ class Timeline:
         self.events = []
         self.violations = []
         self.counts = collections.Counter()
+
+    def without(self, *kinds):
+        """The same history with no spans of these kinds."""
+        other = copy.copy(self)
+        other.spans = collections.defaultdict(list, {kind: spans for kind, spans in self.spans.items() if kind not in kinds})
+        return other
 
     def note(self, text):
         self.events.append((now(), text))

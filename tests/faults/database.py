@@ -8,13 +8,16 @@ import signal
 import subprocess
 
 import proxy
-from frame import DB, DB_TIMEOUT, OTHER, Stage, fault, make_instance_sql, sleep
+from frame import DB, DB_TIMEOUT, OTHER, THIRD, Stage, fault, sleep
 from history import Found, Kind, now
-from servers import ROLE, ROOT, Postgres, Standby, children, wait_until
+from servers import ROLE, ROOT, Postgres, Standby, TlsPostgres, children, wait_until
 
 # Seconds: longer than --db-timeout, and shorter.
 LONG = 2 * DB_TIMEOUT
 SHORT = 0.7 * DB_TIMEOUT
+# A schema of its own that cannot be asked is asked again after pauses that grow to this.
+SCHEMA_PAUSE = 8
+SHARED, SPLIT = ("shared",), ("split",)
 # Orders in a table that is not small.
 MANY = 200_000
 TERMINATE = f"SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE usename = '{ROLE}'"
@@ -27,6 +30,14 @@ def stopped_fast(stage):
     """The database is stopped (fast), and started again."""
     stage.postgres.stop("fast")
     sleep(LONG)
+    stage.postgres.start()
+
+
+@fault
+def stopped_for_long(stage):
+    """The database is stopped for longer than anybody waits."""
+    stage.postgres.stop("fast")
+    sleep(35)
     stage.postgres.start()
 
 
@@ -123,13 +134,13 @@ def connections_exhausted(stage):
 
 # Tables
 
-@fault
+@fault(layouts=SHARED)
 def contracts_locked(stage):
     """merchant_contract_terms is locked ACCESS EXCLUSIVE for longer than --db-timeout."""
     stage.database.lock(LONG, "merchant_contract_terms")
 
 
-@fault
+@fault(layouts=SHARED)
 def contracts_locked_shortly(stage):
     """merchant_contract_terms is locked ACCESS EXCLUSIVE for less than --db-timeout, again and again, as by a migration."""
     for _ in range(3):
@@ -137,32 +148,47 @@ def contracts_locked_shortly(stage):
         sleep(0.1)
 
 
-@fault
+@fault(layouts=SHARED)
 def rights_revoked(stage):
     """The role loses its rights, and gets them again by sql/role.sql."""
-    stage.postgres.psql(f'REVOKE ALL ON ALL TABLES IN SCHEMA merchant FROM "{ROLE}"', DB)
+    stage.sql(f'REVOKE ALL ON merchant_instances, merchant_orders, merchant_contract_terms FROM "{ROLE}"')
     sleep(LONG)
     stage.postgres.psql_file(ROOT / "sql/role.sql", DB)
 
 
-@fault
+@fault(layouts=SHARED)
 def contracts_renamed(stage):
     """merchant_contract_terms is renamed, and gets its name again."""
-    stage.postgres.psql("ALTER TABLE merchant.merchant_contract_terms RENAME TO away", DB)
+    stage.sql("ALTER TABLE merchant_contract_terms RENAME TO away")
     sleep(LONG)
-    stage.postgres.psql("ALTER TABLE merchant.away RENAME TO merchant_contract_terms", DB)
+    stage.sql("ALTER TABLE away RENAME TO merchant_contract_terms")
 
 
-@fault(kinds=())
+@fault(kinds=(), layouts=SHARED)
 def instance_deleted(stage):
     """An instance with orders is deleted, and made again without them. Nobody else may notice."""
-    delete = f"DELETE FROM merchant.merchant_instances WHERE merchant_id = '{OTHER}'"
-    for sql, found in (delete, Found(404, no_instance=True)), (make_instance_sql(OTHER), Found(404)):
+    delete = f"DELETE FROM merchant_instances WHERE merchant_id = '{THIRD}'"
+    make = f"INSERT INTO merchant_instances (merchant_pub, merchant_id, merchant_name) VALUES (sha256('new'), '{THIRD}', '')"
+    for sql, found in (delete, Found(404, no_instance=True)), (make, Found(404)):
         begun = now()
-        stage.postgres.psql(sql, DB)
-        for key in stage.load.settled["other"]:
+        stage.sql(sql)
+        for key in stage.load.settled["third"]:
             stage.timeline.found(key, found, begun, now())
         sleep(LONG)
+
+
+@fault(layouts=SPLIT, spared=frozenset({OTHER, THIRD}))
+def schema_locked(stage):
+    """The contracts of one instance are locked for longer than --db-timeout. The others may not notice."""
+    stage.database.lock(LONG, "merchant_contract_terms")
+    sleep(SCHEMA_PAUSE)
+
+
+@fault(layouts=SPLIT, spared=frozenset({OTHER, THIRD}))
+def schema_renamed(stage):
+    """The contracts of one instance are renamed, and get their name again. The others may not notice."""
+    contracts_renamed(stage)
+    sleep(SCHEMA_PAUSE)
 
 
 class Filled(Stage):
@@ -170,50 +196,51 @@ class Filled(Stage):
 
     def __enter__(self):
         super().__enter__()
-        self.postgres.psql(f"""
-            INSERT INTO merchant.merchant_contract_terms (order_serial, merchant_serial, order_id, contract_terms, h_contract_terms,
+        self.sql(f"""
+            INSERT INTO merchant_contract_terms (order_serial, merchant_serial, order_id, contract_terms, h_contract_terms,
                    creation_time, pay_deadline, refund_deadline, fulfillment_url, session_id, claim_token)
-            SELECT 1000 + n, (SELECT merchant_serial FROM merchant.merchant_instances WHERE merchant_id = 'shop'), 'old-' || n, '',
+            SELECT 1000 + n, (SELECT merchant_serial FROM merchant_instances WHERE merchant_id = 'shop'), 'old-' || n, '',
                    sha512(n::text::bytea), n, n, n, 'https://shop.example/' || n % 1000, 'old-' || n, substr(sha256(''), 1, 16)
               FROM generate_series(1, {MANY}) AS n;
-            ANALYZE""", DB)
+            ANALYZE""")
         return self
 
 
-@fault(stage=Filled)
+@fault(stage=Filled, layouts=SHARED)
 def reindexed(stage):
     """REINDEX of both tables, again and again."""
-    repeat(stage, "REINDEX TABLE merchant.merchant_contract_terms; REINDEX TABLE merchant.merchant_orders")
+    repeat(stage, "REINDEX TABLE merchant_contract_terms; REINDEX TABLE merchant_orders")
 
 
-@fault(stage=Filled)
+@fault(stage=Filled, layouts=SHARED)
 def vacuumed_full(stage):
     """VACUUM FULL of both tables, again and again."""
-    repeat(stage, "VACUUM FULL ANALYZE merchant.merchant_contract_terms; VACUUM FULL ANALYZE merchant.merchant_orders")
+    repeat(stage, "VACUUM FULL ANALYZE merchant_contract_terms; VACUUM FULL ANALYZE merchant_orders")
 
 
 @fault(stage=Filled, kinds=())
 def statistics_emptied(stage):
     """The statistics are those of empty tables."""
-    stage.postgres.psql("""DELETE FROM pg_statistic; UPDATE pg_class SET reltuples = 0, relpages = 0
-                            WHERE oid IN ('merchant.merchant_contract_terms'::regclass, 'merchant.merchant_orders'::regclass)""", DB)
+    stage.sql("""DELETE FROM pg_statistic; UPDATE pg_class SET reltuples = 0, relpages = 0
+                  WHERE oid IN ('merchant_contract_terms'::regclass, 'merchant_orders'::regclass)""")
     sleep(LONG)
 
 
-@fault(stage=Filled, kinds=())
+@fault(stage=Filled, layouts=SHARED)
 def index_dropped(stage):
-    """The index of the lookup is dropped: whole tables are read. Then it is made again."""
-    stage.postgres.psql("DROP INDEX merchant.merchant_contract_terms_by_merchant_session_and_fulfillment", DB)
+    """The index of the lookup is dropped, and made again. Meanwhile the table is read once for each session in question, which takes
+    seconds for a batch: most requests fail, as those of a slow database do, and the log says why."""
+    index = "merchant_contract_terms_by_merchant_session_and_fulfillment"
+    stage.sql(f"DROP INDEX {index}")
     sleep(LONG)
-    stage.postgres.psql("""CREATE INDEX merchant_contract_terms_by_merchant_session_and_fulfillment
-                            ON merchant.merchant_contract_terms (merchant_serial, fulfillment_url, session_id)""", DB)
+    stage.sql(f"CREATE INDEX {index} ON merchant_contract_terms (merchant_serial, fulfillment_url, session_id)")
 
 
 def repeat(stage, sql, seconds=LONG):
     end = now() + seconds
     while now() < end:
         for statement in sql.split(";"):
-            stage.postgres.psql(statement, DB)
+            stage.sql(statement)
 
 
 # The disk
@@ -358,7 +385,7 @@ def dripping_slowly(stage):
 
 @fault(stage=ThroughProxy, conceivable="^untrue")
 def garbled_answers(stage):
-    """A bit is turned over in a third of what the database sends. TCP has checksums against that, and TLS much better ones;
+    """A bit, or some bytes, of a third of the pieces that the database sends are others. TCP has checksums against that, and TLS much better ones;
     whoever reads a protocol without any cannot know that an order id has another letter. Nothing else may come of it: all are
     answered in time, no worker dies, and the log has nothing of it."""
     spoil(stage, proxy.garbled(to_client=True))
@@ -368,3 +395,23 @@ def garbled_answers(stage):
 def garbled_questions(stage):
     """The same in what the pool sends: the database is asked about a session with another letter."""
     spoil(stage, proxy.garbled(to_client=False))
+
+
+class ThroughProxyByTls(ThroughProxy):
+    def make_cluster(self):
+        return self.stack.enter_context(TlsPostgres())
+
+    def conninfo(self):
+        return super().conninfo().replace("sslmode=disable", "sslmode=require")
+
+
+@fault(stage=ThroughProxyByTls)
+def garbled_tls(stage):
+    """The same in both directions of a connection by TLS: nothing untrue may come of it."""
+    spoil(stage, proxy.garbled(to_client=None))
+
+
+@fault(stage=ThroughProxyByTls)
+def truncated_tls(stage):
+    """Each connection by TLS is cut within the first piece that passes."""
+    spoil(stage, proxy.truncated, afterwards=0)

@@ -47,12 +47,23 @@ async def truncated(data, lane):
 
 
 def garbled(to_client, chance=0.3, random=random.Random(1)):
-    """In some pieces of one direction one bit is turned over."""
+    """In some pieces of one direction, or of both (None), one bit is turned over, or some bytes are others."""
     async def road(data, lane):
-        if lane.to_client == to_client and random.random() < chance:
+        if to_client in (None, lane.to_client) and random.random() < chance:
             data = bytearray(data)
-            data[random.randrange(len(data))] ^= 1 << random.randrange(8)
+            at = random.randrange(len(data))
+            if random.random() < 0.5:
+                data[at] ^= 1 << random.randrange(8)
+            else:
+                data[at:at + 8] = random.randbytes(len(data[at:at + 8]))
         await clear(data, lane)
+    return road
+
+
+def replaced(old, new):
+    """In what goes to the client the bytes `old` are others."""
+    async def road(data, lane):
+        await clear(data.replace(old, new) if lane.to_client else data, lane)
     return road
 
 

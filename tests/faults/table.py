@@ -5,7 +5,7 @@ import argparse
 import sys
 
 import database  # noqa: F401
-from frame import FAULTS, Row, raise_limits
+from frame import FAULTS, LAYOUTS_TRIED, Row, raise_limits
 
 
 def read_arguments():
@@ -13,6 +13,7 @@ def read_arguments():
     parser.add_argument("--program", required=True)
     parser.add_argument("--seconds", type=float, default=10, help="before and after each fault")
     parser.add_argument("--only", type=lambda text: text.split(","), default=list(FAULTS), metavar="NAME,...")
+    parser.add_argument("--layout", choices=LAYOUTS_TRIED, default="shared", help="of the tables")
     parser.add_argument("--list", action="store_true", help="the faults, and what each does")
     arguments = parser.parse_args()
     unknown = set(arguments.only) - set(FAULTS)
@@ -35,7 +36,9 @@ def main():
     print(line(Row.HEAD), line("-" for _ in Row.HEAD), sep="\n", flush=True)
     violations = 0
     for name in arguments.only:
-        row = Row(arguments.program, FAULTS[name], arguments.seconds)
+        if arguments.layout not in FAULTS[name].layouts:
+            continue
+        row = Row(arguments.program, FAULTS[name], arguments.seconds, arguments.layout)
         row.run()
         print(line(row.cells()), flush=True)
         violations += len(row.violations)
