@@ -7,8 +7,8 @@ import pwd
 import signal
 import subprocess
 
-import proxy
 from frame import DB, DB_TIMEOUT, OTHER, THIRD, Stage, fault, sleep
+import proxy
 from history import Found, Kind, now
 from servers import ROLE, ROOT, Postgres, Standby, TlsPostgres, children, wait_until
 
