@@ -197,6 +197,7 @@ class Rules:
     db_timeout: float
     max_waiting: int = 8192
     connect_cost: float = 0.0
+    rounding: float = ROUNDING
 
 
 class Judge:
@@ -239,7 +240,7 @@ class Judge:
     def _untrue(self, asked):
         begin = asked.sent
         if self._undisturbed(asked):
-            begin += asked.wait - ROUNDING
+            begin += asked.wait - self.rules.rounding
         said = Found(asked.status, asked.order_id, asked.code == 2000)
         possible = {commit.found for commit in self.timeline.possible(asked.key, min(begin, asked.ended), asked.ended)}
         if said in possible:
@@ -248,7 +249,7 @@ class Judge:
 
     def _undisturbed(self, asked):
         """It was parked, and no worker left: the last lookup, which is one after the deadline, has to be the source of the answer."""
-        return (asked.status != 200 and asked.ended >= asked.deadline - ROUNDING and not self._reason_for_early(asked)
+        return (asked.status != 200 and asked.ended >= asked.deadline - self.rules.rounding and not self._reason_for_early(asked)
                 and not self.timeline.met(Kind.KILLED, asked.sent - GRACE, asked.ended)
                 and self._known(asked, asked.sent + asked.wait))
 
@@ -286,7 +287,7 @@ class Judge:
 
     def _early(self, asked):
         # Nobody waits for an instance that is not there.
-        if asked.status == 200 or asked.code == 2000 or asked.ended >= asked.sent + asked.wait - ROUNDING or self._reason_for_early(asked):
+        if asked.status == 200 or asked.code == 2000 or asked.ended >= asked.sent + asked.wait - self.rules.rounding or self._reason_for_early(asked):
             return None
         return f"{asked.sent + asked.wait - asked.ended:.3f} s early without a reason"
 
@@ -319,7 +320,7 @@ class Judge:
         if not self._troubled(asked.ended - self.rules.db_timeout - GRACE, asked.ended):
             return "500, but the database was well"
         known = self._known(asked)
-        earliest = asked.sent + self.rules.db_timeout + (asked.wait if known else 0) - ROUNDING
+        earliest = asked.sent + self.rules.db_timeout + (asked.wait if known else 0) - self.rules.rounding
         if self._stopping(asked):
             told = known and (asked.ended < earliest or self._all_told(asked, earliest))
             return "500 at a stop, but its state was known" if told else None
@@ -337,8 +338,8 @@ class Judge:
         return any(met(Kind.TROUBLE, span.begin - GRACE, span.end) for span in met(Kind.SHORT, begin, end))
 
     def _stopping(self, asked):
-        return (self.timeline.met(Kind.LEAVING, asked.sent - ROUNDING, asked.ended)
-                or self.timeline.met(Kind.DOWN, asked.sent - ROUNDING, asked.ended))
+        return (self.timeline.met(Kind.LEAVING, asked.sent - self.rules.rounding, asked.ended)
+                or self.timeline.met(Kind.DOWN, asked.sent - self.rules.rounding, asked.ended))
 
     def _all_told(self, asked, before):
         """Every worker was told to stop before this moment. At SIGHUP they are told one by one, the last one late."""
