@@ -287,7 +287,8 @@ class Judge:
 
     def _early(self, asked):
         # Nobody waits for an instance that is not there.
-        if asked.status == 200 or asked.code == 2000 or asked.ended >= asked.sent + asked.wait - self.rules.rounding or self._reason_for_early(asked):
+        at_once = asked.status == 200 or asked.code == 2000
+        if at_once or asked.ended >= asked.sent + asked.wait - self.rules.rounding or self._reason_for_early(asked):
             return None
         return f"{asked.sent + asked.wait - asked.ended:.3f} s early without a reason"
 

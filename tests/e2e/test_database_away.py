@@ -425,7 +425,8 @@ def test_a_copy_that_nobody_asked_for(postgres, start_pool, layout):
     session, url = new_session(), new_url()
     order = merchant.contract(session, url)
     with proxy.Proxy(postgres.port) as road:
-        pool = start_pool(*OPTIONS, database=f"host=127.0.0.1 port={road.port} dbname='{merchant.db}' user={ROLE} sslmode=disable")
+        conninfo = f"host=127.0.0.1 port={road.port} dbname='{merchant.db}' user={ROLE} sslmode=disable"
+        pool = start_pool(*OPTIONS, database=conninfo)
         pool.expect(TROUBLE)
         assert_order(pool.fcgi.ask(session, url), 202, order)
         road.road = proxy.replaced(BOUND, COPY)

@@ -228,8 +228,8 @@ def statistics_emptied(stage):
 
 @fault(stage=Filled, layouts=SHARED)
 def index_dropped(stage):
-    """The index of the lookup is dropped, and made again. Meanwhile the table is read once for each session in question, which takes
-    seconds for a batch: most requests fail, as those of a slow database do, and the log says why."""
+    """The index of the lookup is dropped, and made again. Meanwhile the table is read once for each session in question, which
+    takes seconds for a batch: most requests fail, as those of a slow database do, and the log says why."""
     index = "merchant_contract_terms_by_merchant_session_and_fulfillment"
     stage.sql(f"DROP INDEX {index}")
     sleep(LONG)
@@ -385,9 +385,9 @@ def dripping_slowly(stage):
 
 @fault(stage=ThroughProxy, conceivable="^untrue")
 def garbled_answers(stage):
-    """A bit, or some bytes, of a third of the pieces that the database sends are others. TCP has checksums against that, and TLS much better ones;
-    whoever reads a protocol without any cannot know that an order id has another letter. Nothing else may come of it: all are
-    answered in time, no worker dies, and the log has nothing of it."""
+    """A bit, or some bytes, of a third of the pieces that the database sends are others. TCP has checksums against that, and
+    TLS much better ones; whoever reads a protocol without any cannot know that an order id has another letter. Nothing else
+    may come of it: all are answered in time, no worker dies, and the log has nothing of it."""
     spoil(stage, proxy.garbled(to_client=True))
 
 

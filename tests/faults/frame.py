@@ -266,8 +266,9 @@ class Row:
             self.waiting = sum(asked.wait > 0 and asked.ended > now() for asked in peers.asked)
             await loop.run_in_executor(stage.threads, self._inject)
             await asyncio.sleep(self.seconds)
-            # All who wait are answered now: the pool is stopped.
+            # All who wait are answered when the pool is stopped. Those who have just come are not in question here.
             load.ending.set()
+            await asyncio.sleep(1)
             await loop.run_in_executor(stage.threads, self._stop)
             await loading
         finally:
@@ -289,8 +290,8 @@ class Row:
 
     def _judge(self):
         timeline = self.stage.timeline
-        # A worker reads the clock once in a round of its loop. With a thousand answers in one, and others on the machine, that may be
-        # as long ago as a stall that goes unnoticed.
+        # A worker reads the clock once in a round of its loop. With a thousand answers in one, and others on the machine,
+        # that may be as long ago as a stall that goes unnoticed.
         rules = Rules(DB_TIMEOUT, rounding=STALL)
         judge, strict = (Judge(of, rules, self.asked) for of in (timeline, timeline.without(*self.fault.kinds)))
         found = [(at, text) for at, text in timeline.violations]
@@ -321,7 +322,8 @@ class Row:
     def tell(self, most=15):
         """The violations, and what the log has."""
         print(f"{self.fault.name}: {len(self.violations)} violations")
-        for rule, count in collections.Counter(re.sub(r"[0-9.]+", "N", text.split(": ")[0]) for _, text in self.violations).most_common():
+        rules = collections.Counter(re.sub(r"[0-9.]+", "N", text.split(": ")[0]) for _, text in self.violations)
+        for rule, count in rules.most_common():
             print(f"  {count:5} x {rule}")
         for at, text in self.violations[:most]:
             print(f"  ! {at:.3f} s after the fault began, {text}")
