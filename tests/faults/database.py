@@ -234,6 +234,8 @@ def index_dropped(stage):
     stage.sql(f"DROP INDEX {index}")
     sleep(LONG)
     stage.sql(f"CREATE INDEX {index} ON merchant_contract_terms (merchant_serial, fulfillment_url, session_id)")
+    # The statement under way goes on without it.
+    sleep(DB_TIMEOUT)
 
 
 def repeat(stage, sql, seconds=LONG):
