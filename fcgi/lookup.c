@@ -276,26 +276,30 @@ static bool lookup_succeeded(const struct lookup *lookup)
 }
 
 /* Keeps a result instead of the one before it, which may be that of the settings; but the first
- * error is the one that says what is wrong. */
-static void lookup_keep_result(struct lookup *lookup, PGresult *result)
+ * error is the one that says what is wrong. False if the connection cannot be used any more. */
+static bool lookup_keep_result(struct lookup *lookup, PGresult *result)
 {
+    bool usable = !sqlstate_is_copy(result);
+
     if (lookup->result && !lookup_succeeded(lookup)) {
         PQclear(result);
-        return;
+        return usable;
     }
     lookup_forget_result(lookup);
     lookup->result = result;
+    return usable;
 }
 
-static void lookup_receive_statement(struct lookup *lookup, bool *complete)
+static bool lookup_receive_statement(struct lookup *lookup, bool *complete)
 {
     while (!*complete && !PQisBusy(lookup->connection)) {
         PGresult *result = PQgetResult(lookup->connection);
 
         *complete = !result;
-        if (result)
-            lookup_keep_result(lookup, result);
+        if (result && !lookup_keep_result(lookup, result))
+            return false;
     }
+    return true;
 }
 
 /* Of lookup_queue_transaction(): a NULL ends each statement, a synchronization the transaction. */
@@ -312,8 +316,8 @@ static bool lookup_receive_transaction(struct lookup *lookup, bool *complete)
         *complete = PQresultStatus(result) == PGRES_PIPELINE_SYNC;
         if (*complete)
             PQclear(result);
-        else if (result)
-            lookup_keep_result(lookup, result);
+        else if (result && !lookup_keep_result(lookup, result))
+            return false;
     }
     return !*complete || PQexitPipelineMode(lookup->connection);
 }
@@ -326,8 +330,7 @@ static bool lookup_receive(struct lookup *lookup, bool *complete)
         return false;
     if (PQpipelineStatus(lookup->connection) != PQ_PIPELINE_OFF)
         return lookup_receive_transaction(lookup, complete);
-    lookup_receive_statement(lookup, complete);
-    return true;
+    return lookup_receive_statement(lookup, complete);
 }
 
 /* A statement has been queued: into the state that waits for its result. */

@@ -400,7 +400,8 @@ static bool pipeline_take_result(struct pipeline *pipeline, PGresult *result, us
         group->preparing = false;
     else if (status == PGRES_TUPLES_OK && group && !group->has_settings)
         group->has_settings = true;
-    else if (sqlstate_of(result) == SQLSTATE_SHUTDOWN || status == PGRES_TUPLES_OK)
+    else if (sqlstate_of(result) == SQLSTATE_SHUTDOWN || status == PGRES_TUPLES_OK ||
+             sqlstate_is_copy(result))
         usable = false;
     else if (status == PGRES_FATAL_ERROR && group)
         pipeline_fail_group(pipeline, group, result, now);

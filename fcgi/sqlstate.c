@@ -39,3 +39,10 @@ bool sqlstate_describe(const PGresult *result, char *text, size_t size)
         sqlstate_may_be_told(code) ? message : "a statement failed", code);
     return true;
 }
+
+bool sqlstate_is_copy(const PGresult *result)
+{
+    ExecStatusType status = PQresultStatus(result);
+
+    return status == PGRES_COPY_OUT || status == PGRES_COPY_IN || status == PGRES_COPY_BOTH;
+}

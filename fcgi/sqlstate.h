@@ -26,4 +26,10 @@ enum sqlstate_kind sqlstate_of(const PGresult *result);
  */
 bool sqlstate_describe(const PGresult *result, char *text, size_t size);
 
+/*
+ * Whether a result announces a transfer by COPY, which no statement here begins. libpq returns such
+ * a result again and again: a connection that has one has to be closed.
+ */
+bool sqlstate_is_copy(const PGresult *result);
+
 #endif

@@ -181,6 +181,19 @@ class Postgres(Server):
         return f"host={host} port={self.port} dbname={db} user={user}"
 
 
+class TlsPostgres(Postgres):
+    """A cluster that has a certificate for localhost, which its clients get in `certificate`."""
+
+    def __init__(self):
+        super().__init__(ssl="on")
+        self.certificate, key = self.directory / "crt", self.directory / "key"
+        subprocess.run(["openssl", "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-days", "2", "-subj",
+                        "/CN=localhost", "-keyout", key, "-out", self.certificate], check=True, capture_output=True)
+        if os.geteuid() == 0:
+            shutil.chown(key, self.account)
+        self.settings.update(ssl_cert_file=self.certificate, ssl_key_file=key)
+
+
 class Standby(Postgres):
     """A streaming standby of a cluster. `promote()` makes it a primary."""
 
@@ -374,9 +387,10 @@ class Pool(Server):
     `by` is how it gets its socket: "listen" (--listen), "spawn-fcgi", or
     "descriptor" (a listening socket as descriptor 0). `address` replaces the
     Unix socket of "listen" by HOST:PORT. `env` is added to the environment.
+    `prefix` are words before the command, for instance those of prlimit.
     """
 
-    def __init__(self, program, *options, database=None, by="listen", address=None, env=None):
+    def __init__(self, program, *options, database=None, by="listen", address=None, env=None, prefix=()):
         super().__init__("merchant-sessions")
         self.program = pathlib.Path(program).resolve()
         self.options = ["--database", database, *options] if database else list(options)
@@ -384,6 +398,7 @@ class Pool(Server):
         self.address = address
         self.socket = address or self.directory / "pool.sock"
         self.env = {**os.environ, "UBSAN_OPTIONS": "print_stacktrace=1", **(env or {})}
+        self.prefix = prefix
 
     def start(self):
         with open(self.log, "ab") as log:
@@ -399,7 +414,7 @@ class Pool(Server):
         return host.strip("[]"), int(port)
 
     def _start(self, command, log, **options):
-        return start(command, env=self.env, cwd=self.directory, start_new_session=True,
+        return start([*self.prefix, *command], env=self.env, cwd=self.directory, start_new_session=True,
                      stdout=log, stderr=log, **options)
 
     def _start_by_listen(self, log):
@@ -433,10 +448,21 @@ class Pool(Server):
         assert not left, f"processes outlive the pool: {left}"
         return status
 
+    def kill(self):
+        """Kill it and its workers."""
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(self.pid, signal.SIGKILL)
+        self.process.wait()
+
+    def descriptors_open(self):
+        """The most that any worker has open."""
+        counts = [0]
+        for pid in children(self.pid):
+            with contextlib.suppress(FileNotFoundError):
+                counts.append(len(os.listdir(f"/proc/{pid}/fd")))
+        return max(counts)
+
     def __exit__(self, *_):
         if self.process:
-            try:
-                os.killpg(self.pid, signal.SIGKILL)
-            except ProcessLookupError:
-                pass
+            self.kill()
         super().__exit__()

@@ -33,9 +33,10 @@ class Database:
     LOGS = [r"warning: database: "]
     KINDS = {"lock": 4, "longlock": 2, "slow": 1, "restart": 3, "crash": 2, "away": 2, "pause": 2, "terminate": 3}
 
-    def __init__(self, postgres, db, timeline, db_timeout):
+    def __init__(self, postgres, db, timeline, db_timeout, search_path="merchant"):
         self.postgres = postgres
         self.db = db
+        self.search_path = search_path
         self.timeline = timeline
         self.db_timeout = db_timeout
 
@@ -58,7 +59,7 @@ class Database:
     def _lock(self, seconds, tables):
         session = self.postgres.session(self.db, quiet=True)
         try:
-            session.run("SET search_path = merchant")
+            session.run(f"SET search_path = {self.search_path}")
             session.run(f"BEGIN; LOCK TABLE {tables}")
             time.sleep(seconds)
             session.run("ROLLBACK")

@@ -9,6 +9,7 @@ if none of them, at any moment that the contract allows, explains it.
 
 import bisect
 import collections
+import copy
 import contextlib
 import dataclasses
 import enum
@@ -44,6 +45,7 @@ class Found:
     """What the contract answers for one state of a key."""
     status: int
     order_id: str | None = None
+    no_instance: bool = False
 
 
 def expected(orders):
@@ -98,6 +100,12 @@ class Timeline:
         self.violations = []
         self.counts = collections.Counter()
 
+    def without(self, *kinds):
+        """The same history with no spans of these kinds."""
+        other = copy.copy(self)
+        other.spans = collections.defaultdict(list, {kind: spans for kind, spans in self.spans.items() if kind not in kinds})
+        return other
+
     def note(self, text):
         self.events.append((now(), text))
 
@@ -105,7 +113,10 @@ class Timeline:
         self.violations.append((now() if at is None else at, text))
 
     def commit(self, key, orders, sent, done):
-        self.commits[key].append(Commit(sent, done, expected(orders)))
+        self.found(key, expected(orders), sent, done)
+
+    def found(self, key, found, sent, done):
+        self.commits[key].append(Commit(sent, done, found))
 
     @contextlib.contextmanager
     def span(self, *kinds):
@@ -186,6 +197,7 @@ class Rules:
     db_timeout: float
     max_waiting: int = 8192
     connect_cost: float = 0.0
+    rounding: float = ROUNDING
 
 
 class Judge:
@@ -212,7 +224,7 @@ class Judge:
             return [self._fixed(asked)]
         if asked.status == 500:
             return [self._failed(asked), self._slow_payment(asked)]
-        if asked.status not in (200, 202, 404) or (asked.status == 404 and asked.code != 2038):
+        if asked.status not in (200, 202, 404) or (asked.status == 404 and asked.code not in (2000, 2038)):
             return [f"an answer that the contract does not know: {asked.status}, code {asked.code}"]
         return [self._untrue(asked), self._early(asked), self._slow_payment(asked)]
 
@@ -228,8 +240,8 @@ class Judge:
     def _untrue(self, asked):
         begin = asked.sent
         if self._undisturbed(asked):
-            begin += asked.wait - ROUNDING
-        said = Found(asked.status, asked.order_id)
+            begin += asked.wait - self.rules.rounding
+        said = Found(asked.status, asked.order_id, asked.code == 2000)
         possible = {commit.found for commit in self.timeline.possible(asked.key, min(begin, asked.ended), asked.ended)}
         if said in possible:
             return None
@@ -237,7 +249,7 @@ class Judge:
 
     def _undisturbed(self, asked):
         """It was parked, and no worker left: the last lookup, which is one after the deadline, has to be the source of the answer."""
-        return (asked.status != 200 and asked.ended >= asked.deadline - ROUNDING and not self._reason_for_early(asked)
+        return (asked.status != 200 and asked.ended >= asked.deadline - self.rules.rounding and not self._reason_for_early(asked)
                 and not self.timeline.met(Kind.KILLED, asked.sent - GRACE, asked.ended)
                 and self._known(asked, asked.sent + asked.wait))
 
@@ -274,7 +286,9 @@ class Judge:
         return begin
 
     def _early(self, asked):
-        if asked.status == 200 or asked.ended >= asked.sent + asked.wait - ROUNDING or self._reason_for_early(asked):
+        # Nobody waits for an instance that is not there.
+        at_once = asked.status == 200 or asked.code == 2000
+        if at_once or asked.ended >= asked.sent + asked.wait - self.rules.rounding or self._reason_for_early(asked):
             return None
         return f"{asked.sent + asked.wait - asked.ended:.3f} s early without a reason"
 
@@ -307,7 +321,7 @@ class Judge:
         if not self._troubled(asked.ended - self.rules.db_timeout - GRACE, asked.ended):
             return "500, but the database was well"
         known = self._known(asked)
-        earliest = asked.sent + self.rules.db_timeout + (asked.wait if known else 0) - ROUNDING
+        earliest = asked.sent + self.rules.db_timeout + (asked.wait if known else 0) - self.rules.rounding
         if self._stopping(asked):
             told = known and (asked.ended < earliest or self._all_told(asked, earliest))
             return "500 at a stop, but its state was known" if told else None
@@ -325,8 +339,8 @@ class Judge:
         return any(met(Kind.TROUBLE, span.begin - GRACE, span.end) for span in met(Kind.SHORT, begin, end))
 
     def _stopping(self, asked):
-        return (self.timeline.met(Kind.LEAVING, asked.sent - ROUNDING, asked.ended)
-                or self.timeline.met(Kind.DOWN, asked.sent - ROUNDING, asked.ended))
+        return (self.timeline.met(Kind.LEAVING, asked.sent - self.rules.rounding, asked.ended)
+                or self.timeline.met(Kind.DOWN, asked.sent - self.rules.rounding, asked.ended))
 
     def _all_told(self, asked, before):
         """Every worker was told to stop before this moment. At SIGHUP they are told one by one, the last one late."""

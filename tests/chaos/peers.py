@@ -12,10 +12,21 @@ import socket
 
 import fastcgi
 from client import target
-from history import Asked, Outcome, now
+from history import Asked, Kind, Outcome, Span, now
 
 # How long a peer waits beyond what it was granted: longer than anything that is allowed.
 PATIENCE = 15.0
+# A driver that was late by this did not run, or its machine did not.
+STALL = 0.25
+
+
+async def watch_stalls(timeline):
+    """Note when this event loop did not run, until the task is cancelled."""
+    while True:
+        before = now()
+        await asyncio.sleep(0.02)
+        if now() - before > STALL:
+            timeline.spans[Kind.STALL].append(Span(before, now()))
 
 
 class Peers:

@@ -142,10 +142,12 @@ class Merchant:
 class Writer:
     """Does the deeds, each until it has succeeded, in a thread that lives as long as the walk."""
 
-    def __init__(self, postgres, db, timeline):
+    def __init__(self, postgres, db, timeline, paths=None):
+        """`paths` has the search_path of the orders of each instance, where that is not the schema merchant."""
         self.postgres = postgres
         self.db = db
         self.timeline = timeline
+        self.paths = paths or {}
         self.session = None
         self.stopped = threading.Event()
 
@@ -155,11 +157,12 @@ class Writer:
                 return
             self.do(deed)
 
-    def do(self, deed):
+    def do(self, *deeds):
+        """In one transaction."""
         sent = None
         while True:
             try:
-                self._run(f"BEGIN; {deed.sql}")
+                self._run("BEGIN; " + " ".join(self._placed(deed) for deed in deeds))
                 sent = sent or now()
                 self._run("COMMIT")
                 break
@@ -167,14 +170,17 @@ class Writer:
                 self.close()
                 if self.stopped.wait(0.05):
                     return
-        self.timeline.commit(deed.key, deed.orders, sent, now())
-        self.timeline.counts[f"deed: {deed.name}"] += 1
-        self.timeline.note(f"{deed.name} {deed.order_id} of {deed.key.session}, took {now() - sent:.3f} s")
+        for deed in deeds:
+            self.timeline.commit(deed.key, deed.orders, sent, now())
+            self.timeline.counts[f"deed: {deed.name}"] += 1
+            self.timeline.note(f"{deed.name} {deed.order_id} of {deed.key.session}, took {now() - sent:.3f} s")
+
+    def _placed(self, deed):
+        return f"SET LOCAL search_path = {self.paths.get(deed.key.instance, 'merchant')}; {deed.sql}"
 
     def _run(self, sql):
         if not self.session:
             self.session = self.postgres.session(self.db, quiet=True)
-            self.session.run("SET search_path = merchant")
         self.session.run(sql)
 
     def close(self):

@@ -14,7 +14,6 @@ import concurrent.futures
 import contextlib
 import dataclasses
 import math
-import os
 import pathlib
 import random
 import re
@@ -33,8 +32,8 @@ import faults  # noqa: E402
 from faults import Database, Processes  # noqa: E402
 from history import Judge, Kind, Outcome, Rules, Span, Timeline, now  # noqa: E402
 from merchant import MARKER  # noqa: E402
-from peers import Peers  # noqa: E402
-from processes import children, descriptors, wait_until  # noqa: E402
+from peers import Peers, watch_stalls  # noqa: E402
+from processes import wait_until  # noqa: E402
 from servers import LOG_LINE, Nginx, Pool, Postgres, location, make_shop, upstream  # noqa: E402
 from shop import Key, Merchant, Writer  # noqa: E402
 
@@ -42,8 +41,6 @@ DB = "shop"
 KINDS = {*Database.KINDS, *Processes.KINDS, *Peers.ORDINARY, *Peers.RUDE, Peers.CUSTOMER, "hunghost", "descriptors", "relapse"}
 # An outage, a long time in which nobody asks, and a short outage: seconds, the lull, the faults of the database.
 RELAPSE = (22, (1, 18), [(1, "away", {"seconds": 5}), (18, "restart", {"seconds": 0.1})])
-# A driver that was late by this did not run, or its machine did not.
-STALL = 0.25
 
 
 # The plan
@@ -62,6 +59,10 @@ class Setup:
     def options(self):
         return [f"--{name.replace('_', '-')}={getattr(self, name)}"
                 for name in ("workers", "poll_interval", "db_timeout", "max_wait", "max_waiting")]
+
+    def prefix(self):
+        """Of the pool's command."""
+        return ["prlimit", f"--nofile={self.descriptors}:{self.descriptors}", "--"] if self.descriptors else []
 
     def rules(self):
         timeout = self.db_timeout / 1000
@@ -184,32 +185,6 @@ def make_plan(seed, seconds, chosen=frozenset(KINDS), prefix=MARKER, serial=1000
 
 # The walk
 
-class WalkPool(Pool):
-    """A pool that can be started again at the same place, with a limit on open files."""
-
-    def __init__(self, program, setup, database):
-        super().__init__(program, *setup.options(), database=database)
-        self.descriptors = setup.descriptors
-
-    def _start(self, command, log, **options):
-        if self.descriptors:
-            command = ["prlimit", f"--nofile={self.descriptors}:{self.descriptors}", "--", *command]
-        return super()._start(command, log, **options)
-
-    def kill(self):
-        with contextlib.suppress(ProcessLookupError):
-            os.killpg(self.pid, signal.SIGKILL)
-        self.process.wait()
-
-    def descriptors_open(self):
-        """The most that any worker has open."""
-        counts = [0]
-        for pid in children(self.pid):
-            with contextlib.suppress(FileNotFoundError):
-                counts.append(descriptors(pid))
-        return max(counts)
-
-
 class Stage:
     """What outlives a walk: the cluster, and the threads, which must not end before the processes that they started."""
 
@@ -241,7 +216,7 @@ class Walk:
         self.plan = plan
         self.stage = stage
         self.timeline = Timeline()
-        self.pool = WalkPool(program, plan.setup, stage.conninfo(plan.setup.hung_host))
+        self.pool = Pool(program, *plan.setup.options(), database=stage.conninfo(plan.setup.hung_host), prefix=plan.setup.prefix())
         self.writer = Writer(stage.postgres, DB, self.timeline)
         self.stopped = threading.Event()
         self.asked = []
@@ -269,7 +244,7 @@ class Walk:
         loop = asyncio.get_running_loop()
         peers = Peers(self.pool.connect_to, nginx.port, self.plan.setup.max_wait / 1000)
         self.asked = peers.asked
-        watch = loop.create_task(self._watch_stalls())
+        watch = loop.create_task(watch_stalls(self.timeline))
         await self._settle(peers)
         tracks = {Database: Database(self.stage.postgres, DB, self.timeline, self.plan.setup.db_timeout / 1000),
                   Processes: Processes(self.pool, self.plan.setup.workers, self.timeline)}
@@ -304,13 +279,6 @@ class Walk:
                 self.timeline.note(f"{kind} comes, {key}, wait {wait}")
             tasks.append(asyncio.create_task(peers.run(kind, key, wait, seed)))
         await asyncio.gather(*tasks)
-
-    async def _watch_stalls(self):
-        while True:
-            before = now()
-            await asyncio.sleep(0.02)
-            if now() - before > STALL:
-                self.timeline.spans[Kind.STALL].append(Span(before, now()))
 
     def _end(self):
         """Nobody asks any more, and nginx, which keeps connections, is gone."""

@@ -5,8 +5,9 @@ import time
 
 import pytest
 
+import proxy
 from client import assert_error, assert_order
-from layouts import ddl, make_merchant
+from layouts import LAYOUTS, ddl, make_merchant
 from merchant import Merchant, new_session, new_url
 from own_cluster import database, merchant  # noqa: F401
 from processes import wait_until
@@ -409,3 +410,27 @@ def test_a_column_that_is_not_there(postgres, start_pool):
 def test_what_the_role_may_not_do(postgres, database, statement):
     with pytest.raises(RuntimeError, match="permission denied"):
         postgres.psql(f"SET search_path = merchant; {statement}", "shop", user="merchant-sessions")
+
+
+# A protocol that is spoilt
+
+# BindComplete, which comes before the rows, and a CopyInResponse.
+BOUND, COPY = b"2\0\0\0\x04", b"G\0\0\0\x07\0\0\0"
+
+
+@pytest.mark.parametrize("layout", ["2023", "2026"])
+def test_a_copy_that_nobody_asked_for(postgres, start_pool, layout):
+    """libpq returns the same result again and again, until the connection is closed."""
+    merchant = make_merchant(postgres, f"copy {layout}", **LAYOUTS[layout])
+    session, url = new_session(), new_url()
+    order = merchant.contract(session, url)
+    with proxy.Proxy(postgres.port) as road:
+        conninfo = f"host=127.0.0.1 port={road.port} dbname='{merchant.db}' user={ROLE} sslmode=disable"
+        pool = start_pool(*OPTIONS, database=conninfo)
+        pool.expect(TROUBLE)
+        assert_order(pool.fcgi.ask(session, url), 202, order)
+        road.road = proxy.replaced(BOUND, COPY)
+        assert_fails(pool)
+        road.road = proxy.clear
+        wait_until_served(pool, session, url)
+        assert_order(pool.fcgi.ask(session, url), 202, order)

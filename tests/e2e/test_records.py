@@ -13,8 +13,8 @@ import struct
 import pytest
 
 import fastcgi
-from client import assert_error, target
 from checked import CheckedPool
+from client import assert_error, target
 from fastcgi import (ABORT_REQUEST, AUTHORIZER, BEGIN_REQUEST, CANT_MPX_CONN, DATA, END_REQUEST, FILTER, GET_VALUES,
                      GET_VALUES_RESULT, KEEP_CONN, PARAMS, REQUEST_COMPLETE, RESPONDER, STDERR, STDIN, STDOUT, UNKNOWN_ROLE,
                      UNKNOWN_TYPE)

@@ -10,8 +10,8 @@ import time
 
 import pytest
 
-from client import compact
 from checked import CheckedPool
+from client import compact
 from merchant import MARKER
 from servers import SOCKET_OF_OPERATORS, Nginx, location, shipped, upstream
 from webservers import Apache

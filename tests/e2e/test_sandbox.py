@@ -5,9 +5,7 @@ The unit test of sandbox tries what is forbidden.
 """
 
 import contextlib
-import os
-import shutil
-import subprocess
+import pathlib
 
 import pytest
 
@@ -15,20 +13,7 @@ from checked import CheckedPool
 from merchant import new_session, new_url
 from own_cluster import database, merchant  # noqa: F401 - fixtures
 from processes import status
-from servers import Postgres
-
-
-class TlsPostgres(Postgres):
-    """A cluster that has a certificate for localhost, which its clients get in `certificate`."""
-
-    def __init__(self):
-        super().__init__(ssl="on")
-        self.certificate, key = self.directory / "crt", self.directory / "key"
-        subprocess.run(["openssl", "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-days", "2", "-subj",
-                        "/CN=localhost", "-keyout", key, "-out", self.certificate], check=True, capture_output=True)
-        if os.geteuid() == 0:
-            shutil.chown(key, self.account)
-        self.settings.update(ssl_cert_file=self.certificate, ssl_key_file=key)
+from servers import TlsPostgres
 
 
 @pytest.fixture(scope="module")
