@@ -1098,6 +1098,21 @@ static void test_last_request_fails_when_its_patience_ends(void **state)
     take(f, &waiter, WAITER_FAILED);
 }
 
+/* The process was stopped, or its machine was, for longer than the wait and the patience. */
+static void test_last_request_is_asked_about_however_late_its_deadline_is_noticed(void **state)
+{
+    struct fixture *f = *state;
+    struct waiter waiter = {0};
+
+    add_parked(f, &waiter, "a", &unknown);
+    expire_at(f, waiter.deadline + 3 * PATIENCE);
+    assert_int_equal(waiter.state, WAITER_LAST);
+    assert_true(waiting_expire_due(f->waiting) == f->now + PATIENCE);
+    send(f, QUESTION_EVERYTHING, 1);
+    settle(f, &unknown);
+    take_known(f, &waiter, SESSION_UNKNOWN);
+}
+
 static void test_equal_deadlines_expire_together(void **state)
 {
     struct fixture *f = *state;
@@ -1383,6 +1398,7 @@ int main(void)
         WAITING_TEST(test_deadline_is_a_last_lookup),
         WAITING_TEST(test_batch_sent_before_the_deadline_is_not_the_last_lookup),
         WAITING_TEST(test_last_request_fails_when_its_patience_ends),
+        WAITING_TEST(test_last_request_is_asked_about_however_late_its_deadline_is_noticed),
         WAITING_TEST(test_equal_deadlines_expire_together),
         WAITING_TEST(test_key_of_a_last_request_is_not_polled_but_others_wait_on),
         WAITING_TEST(test_stop_asks_all_parked_a_last_time),
