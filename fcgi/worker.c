@@ -53,7 +53,7 @@ struct worker {
     char space[QUERY_SPACE];
 };
 
-/* Set by the signal handler, which runs only while the loop sleeps. */
+/* Set by the signal handler, which runs only in worker_turn(), while it waits for events. */
 static volatile sig_atomic_t worker_stop_asked;
 
 static void worker_on_stop(int signal)
@@ -400,6 +400,16 @@ static int worker_sleep_time(usec_t due, usec_t now)
     return (int)usec_min((due - now + USEC_PER_MS - 1) / USEC_PER_MS, 1000 * 1000);
 }
 
+/* Lets signals in that epoll_pwait() has not: while something is always ready it never sleeps, and
+ * a worker under such a load would not notice that it is to stop. */
+static void worker_admit_signals(const sigset_t *unblocked)
+{
+    sigset_t blocked;
+
+    sigprocmask(SIG_SETMASK, unblocked, &blocked);
+    sigprocmask(SIG_SETMASK, &blocked, NULL);
+}
+
 /*
  * One turn of the loop; false if it can't go on. The order of the steps: first what has come from
  * the clients, so that new requests are in the next batch and those whose clients have left are
@@ -419,6 +429,8 @@ static bool worker_turn(struct worker *worker, const sigset_t *unblocked)
         log_error("epoll_pwait: %s", strerror(errno));
         return false;
     }
+    if (count > 0)
+        worker_admit_signals(unblocked);
     for (int i = 0; i < count; i++) {
         if (!events[i].data.ptr)
             incoming = true;
@@ -515,7 +527,7 @@ void worker_block_signals(void)
     sigprocmask(SIG_BLOCK, &blocked, NULL);
 }
 
-/* Stop signals come through only while the loop sleeps. Returns the mask for that time. */
+/* Stop signals come through only in worker_turn(). Returns the mask for that time. */
 static sigset_t worker_catch_signals(void)
 {
     struct sigaction action = {.sa_handler = worker_on_stop}, old;

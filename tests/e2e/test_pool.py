@@ -303,6 +303,22 @@ def test_stopping_while_idle(start_pool, workers, used):
     assert pool.stop() == 0
 
 
+def test_stopping_while_something_is_always_ready(program, database, tmp_path):
+    """epoll then returns that, and lets no signal in. A listening socket that was shut down is ready at any time."""
+    path = tmp_path / "pool.sock"
+    with socket.socket(socket.AF_UNIX) as listener, open(tmp_path / "log", "w") as log:
+        listener.bind(str(path))
+        listener.listen(16)
+        with start([program, "--workers", "1", "--database", database], stdin=listener, stderr=log) as pool:
+            with fastcgi.Connection(str(path)) as connection:
+                connection.send(fastcgi.request(fastcgi.variables(target(new_session(), new_url(), timeout_ms=30000))))
+                wait_until(lambda: "connected" in (tmp_path / "log").read_text(), 5, "a worker")
+                listener.shutdown(socket.SHUT_RD)
+                pool.terminate()
+                assert connection.reply().status == 404
+            assert pool.wait(3) == 0
+
+
 @pytest.mark.parametrize("workers", [0, 2])
 def test_stopping_answers_all_that_wait(start_site, merchant, workers):
     site = start_site(workers=workers)
