@@ -269,7 +269,7 @@ class Row:
             self.stage.writer.do(*load.opening)
             self.stage.start()
             asyncio.run(self._run(load))
-            self.log = self.stage.pool.log_lines()
+            self.log = self.stage.log = self.stage.pool.log_lines()
         self._judge()
 
     async def _run(self, load):
