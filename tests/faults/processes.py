@@ -21,7 +21,7 @@ FROZEN = 3.0
 KILLED = tuple(Processes.LOGS["kill"])
 SHORT = tuple(Processes.LOGS["short"])
 LOST_LINES = "lines of the log that could not be written and are lost"
-OUT_OF_MEMORY = (r"warning: out of memory", r"warning: database: .*memory", *Processes.LOGS["kill"])
+OUT_OF_MEMORY = (r"warning: out of memory", r"warning: database: .*memory")
 
 
 # What only some rows ask of the answers. A check yields (time, violation).
@@ -193,9 +193,12 @@ def check_same_workers(stage, _):
         yield now(), f"workers {sorted(stage.limited)} have become {stage.left}"
 
 
-@fault(stage=LittleMemory, logs=OUT_OF_MEMORY, checks=(check_same_workers,))
+@fault(stage=LittleMemory, logs=OUT_OF_MEMORY, checks=(check_same_workers,),
+       conceivable="^(500, |closed without an answer|502 without)")
 def memory_exhausted(stage):
-    """RLIMIT_AS leaves memory for few of those who want to wait. No worker dies. Then there is memory again."""
+    """RLIMIT_AS leaves memory for few of those who want to wait. Others are refused with 500 at once, which the judge does not
+    know as a reason. Where even libfcgi's reserve cannot be had again the connection is closed without an answer (502 from
+    nginx): this is a limit of the program, not of the judge. No worker dies. Then there is memory again."""
     sleep(stage.period)
     stage.left = sorted(children(stage.pool.pid))
     for pid in stage.left:
