@@ -177,6 +177,7 @@ class Asked:
     code: int | None = None
     order_id: str | None = None
     nginx: bool = False
+    socket: int = 0             # the inode of its socket
     reused: bool = False        # on a connection that had served another request
     may_be_early: bool = False
     fixed: tuple | None = None  # (status, code) that needs no state of the database
