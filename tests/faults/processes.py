@@ -12,7 +12,7 @@ import time
 
 from faults import Processes
 from frame import WORKERS, Stage, fault, sleep
-from history import Judge, Kind, Outcome, Rules, Span, now
+from history import SILENCE, Judge, Kind, Outcome, Rules, Span, now
 from servers import Pool, children, state, wait_until
 
 # Seconds within which a request that does not wait is answered while all is well for it.
@@ -40,10 +40,10 @@ def check_fresh(stage, everything):
 
 
 def check_no_failure(stage, everything):
-    """Not one request fails, whatever the judge would excuse."""
+    """Not one request fails, whatever else the judge would excuse than a machine that did not run."""
     begin, end = stage.lasted
     for asked in everything:
-        if begin <= asked.ended and asked.sent <= end and (
+        if begin <= asked.ended and asked.sent <= end and not stage.timeline.stalled(asked.opened, asked.ended) and (
                 asked.status >= 500 or asked.outcome in (Outcome.CLOSED, Outcome.REFUSED, Outcome.SILENT)):
             yield asked.ended, f"failed: {asked}"
 
@@ -60,7 +60,7 @@ def check_only_connections_of_killed(stage, everything):
     these. Whoever got an answer directly has had a worker that lived: for it nothing was wrong."""
     direct = {asked.socket for asked in everything if not asked.nginx}
     for asked in everything:
-        if lost(asked) and not asked.nginx and asked.socket not in stage.cut:
+        if lost(asked) and not asked.nginx and asked.socket not in stage.cut and asked.sent - asked.opened < SILENCE:
             yield asked.ended, f"lost, but its worker was not killed: {asked}"
     through = sum(lost(asked) for asked in everything if asked.nginx)
     if through > len(stage.cut - direct):
