@@ -332,7 +332,8 @@ static bool acceptor_lacks_descriptors(int error)
 /* accept() has failed. What it says of descriptors is truer than the limit. */
 static void acceptor_fail(struct acceptor *acceptor, int error)
 {
-    if (error == EAGAIN || error == EINTR || error == ECONNABORTED)
+    /* EINVAL: after listener_refuse(), when nothing waits any more. */
+    if (error == EAGAIN || error == EINTR || error == ECONNABORTED || error == EINVAL)
         return;
     if (acceptor_lacks_descriptors(error)) {
         acceptor->limit = acceptor->count;

@@ -285,6 +285,16 @@ bool listener_open(struct listener *listener, const char *address, mode_t mode)
     return !reason;
 }
 
+void listener_refuse(int fd)
+{
+    int domain;
+    socklen_t length = sizeof domain;
+
+    /* On TCP it would reset the connections that wait to be accepted. */
+    if (getsockopt(fd, SOL_SOCKET, SO_DOMAIN, &domain, &length) == 0 && domain == AF_UNIX)
+        shutdown(fd, SHUT_RD);
+}
+
 /* The inode number cannot have been given to another file: the open socket holds the inode. */
 static void listener_remove_own(const struct listener *listener)
 {

@@ -33,6 +33,13 @@ const char *listener_inherit(int *fd);
  */
 bool listener_open(struct listener *listener, const char *address, mode_t mode);
 
+/*
+ * Refuses new connections on a Unix socket that listener_open() has made, for all processes that
+ * have it. Those that wait to be accepted can still be accepted. TCP has nothing like it; there
+ * nothing happens. Never for an inherited socket: it may be another pool's, too.
+ */
+void listener_refuse(int fd);
+
 /* Closes it. Removes the file at its path, unless the path has become another file since. */
 void listener_close(const struct listener *listener);
 

@@ -12,7 +12,8 @@
 
 static enum log_level log_threshold = LOG_INFO;
 static bool log_muted;
-static bool log_is_socket;     /* as under systemd */
+static bool log_is_socket; /* as under systemd */
+static bool log_is_file;
 static unsigned long log_lost; /* lines, since the last one that could be written */
 
 void log_set_level(enum log_level level)
@@ -51,17 +52,18 @@ void log_open(void)
     if (fstat(STDERR_FILENO, &status) != 0)
         return;
     log_is_socket = S_ISSOCK(status.st_mode);
+    log_is_file = S_ISREG(status.st_mode);
     if (S_ISFIFO(status.st_mode) || isatty(STDERR_FILENO))
         log_reopen();
 }
 
-/* One write, so that the lines of several processes do not mix. */
+/* One write, so that the lines of several processes do not mix. False if a part is missing. */
 static bool log_put(const char *line, size_t length)
 {
     ssize_t written = log_is_socket ? send(STDERR_FILENO, line, length, MSG_DONTWAIT | MSG_NOSIGNAL)
                                     : write(STDERR_FILENO, line, length);
 
-    return written >= 0;
+    return written == (ssize_t)length;
 }
 
 /* Makes a line; returns its length. */
@@ -84,9 +86,13 @@ log_format(char line[LINE_MAX_BYTES], enum log_level level, const char *format, 
 static bool __attribute__((format(printf, 2, 0)))
 log_put_line(enum log_level level, const char *format, va_list args)
 {
-    char line[LINE_MAX_BYTES];
+    char bytes[1 + LINE_MAX_BYTES] = "\n", *line = bytes + 1;
+    size_t length = log_format(line, level, format, args);
 
-    return log_put(line, log_format(line, level, format, args));
+    /* A disk that gets full may have cut the last line of the file, of this process or another. */
+    if (log_lost > 0 && log_is_file)
+        return log_put(bytes, 1 + length);
+    return log_put(line, length);
 }
 
 static bool __attribute__((format(printf, 2, 3)))

@@ -10,6 +10,7 @@
 #include <unistd.h>
 
 #include "clock.h"
+#include "listener.h"
 #include "log.h"
 #include "metrics.h"
 #include "worker.h"
@@ -403,6 +404,8 @@ static void pool_stop(struct pool *pool, usec_t now)
     log_info("stopping");
     pool->state = POOL_STOPPING;
     pool->stop_due = now + STOP_GRACE + KILL_GRACE;
+    if (pool->options->listen)
+        listener_refuse(pool->listen_fd);
     for (size_t i = 0; i < pool->slot_count; i++)
         pool_slot_retire(&pool->slots[i], now);
 }

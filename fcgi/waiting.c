@@ -694,14 +694,15 @@ static struct waiter *waiting_waiter_of(struct heap_node *node)
     return (struct waiter *)((char *)node - offsetof(struct waiter, alarm));
 }
 
-/* The time of a waiter's state is over. */
-static void waiting_expire_waiter(struct waiting *waiting, struct waiter *waiter)
+/* The time of a waiter's state is over. The patience of the last lookup begins now, not at the
+ * deadline: this process may not have run meanwhile, and then the database was not asked. */
+static void waiting_expire_waiter(struct waiting *waiting, struct waiter *waiter, usec_t now)
 {
     bool stopping = waiting->stop_limit != USEC_NEVER;
 
     switch (waiter->state) {
     case WAITER_PARKED:
-        heap_move(&waiting->alarms, &waiter->alarm, waiter->deadline + waiting->patience);
+        heap_move(&waiting->alarms, &waiter->alarm, now + waiting->patience);
         waiting_set_state(waiting, waiter, WAITER_LAST);
         break;
     case WAITER_LAST:
@@ -725,7 +726,7 @@ void waiting_expire(struct waiting *waiting, usec_t now)
 
     while (
         (first = heap_first(&waiting->alarms)) && (first->due <= now || waiting->stop_limit <= now))
-        waiting_expire_waiter(waiting, waiting_waiter_of(first));
+        waiting_expire_waiter(waiting, waiting_waiter_of(first), now);
 }
 
 usec_t waiting_expire_due(const struct waiting *waiting)

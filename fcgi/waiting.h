@@ -31,7 +31,8 @@
  *  - Polling may take a tenth of the database connection's time for sessions with a claimed order,
  *    and a tenth for the others, on average: see the budgets in waiting.c.
  *  - A request waits for the database at most for its patience: from its arrival, or, once it has
- *    been parked, from its deadline.
+ *    been parked, from its deadline, or from when that is noticed: a process that was stopped for a
+ *    while has not asked meanwhile.
  */
 struct waiting;
 

@@ -6,10 +6,12 @@
 #include <stdlib.h>
 #include <string.h>
 #include <sys/epoll.h>
+#include <sys/socket.h>
 #include <unistd.h>
 
 #include "clock.h"
 #include "connection.h"
+#include "listener.h"
 #include "log.h"
 #include "lookup.h"
 #include "metrics.h"
@@ -20,6 +22,9 @@
 
 #define EVENTS_AT_ONCE 256
 #define ACCEPT_AT_ONCE 64
+/* How many connections can have come before a signal to stop: the backlog of listener_open(), or
+ * more than that of an inherited socket. */
+#define ACCEPT_LAST SOMAXCONN
 /* After a signal to stop: how long requests that wait may take for their last lookup. */
 #define STOP_ASK USEC_PER_SEC
 /* After a signal to stop: when connections that are still open are closed. */
@@ -43,7 +48,7 @@ struct worker_batch {
 
 struct worker {
     const struct options *options;
-    int epoll_fd;
+    int epoll_fd, listen_fd;
     struct acceptor *acceptor;
     struct lookup *lookup;
     struct waiting *waiting;
@@ -53,7 +58,7 @@ struct worker {
     char space[QUERY_SPACE];
 };
 
-/* Set by the signal handler, which runs only while the loop sleeps. */
+/* Set by the signal handler, which runs only in worker_turn(), while it waits for events. */
 static volatile sig_atomic_t worker_stop_asked;
 
 static void worker_on_stop(int signal)
@@ -290,10 +295,10 @@ static void worker_handle_connection(
     }
 }
 
-/* Accepts what waits, up to a bound: epoll announces the rest again. */
-static void worker_accept(struct worker *worker, usec_t now)
+/* Accepts what waits, up to a bound. */
+static void worker_accept(struct worker *worker, int most, usec_t now)
 {
-    for (int i = 0; i < ACCEPT_AT_ONCE; i++) {
+    for (int i = 0; i < most; i++) {
         struct connection *connection = acceptor_accept(worker->acceptor, now);
 
         if (!connection)
@@ -361,8 +366,11 @@ static void worker_begin_stopping(struct worker *worker, usec_t now)
         return;
     log_debug("stopping with %zu connections open", acceptor_count(worker->acceptor));
     worker->stop_due = now + STOP_GRACE;
+    /* A pool does it itself: it also stops workers that it replaces. */
+    if (worker->options->workers == 0 && worker->options->listen)
+        listener_refuse(worker->listen_fd);
     acceptor_stop(worker->acceptor);
-    worker_accept(worker, now);
+    worker_accept(worker, ACCEPT_LAST, now);
     waiting_stop(worker->waiting, now + STOP_ASK);
 }
 
@@ -400,6 +408,16 @@ static int worker_sleep_time(usec_t due, usec_t now)
     return (int)usec_min((due - now + USEC_PER_MS - 1) / USEC_PER_MS, 1000 * 1000);
 }
 
+/* Lets signals in that epoll_pwait() has not: while something is always ready it never sleeps, and
+ * a worker under such a load would not notice that it is to stop. */
+static void worker_admit_signals(const sigset_t *unblocked)
+{
+    sigset_t blocked;
+
+    sigprocmask(SIG_SETMASK, unblocked, &blocked);
+    sigprocmask(SIG_SETMASK, &blocked, NULL);
+}
+
 /*
  * One turn of the loop; false if it can't go on. The order of the steps: first what has come from
  * the clients, so that new requests are in the next batch and those whose clients have left are
@@ -419,6 +437,8 @@ static bool worker_turn(struct worker *worker, const sigset_t *unblocked)
         log_error("epoll_pwait: %s", strerror(errno));
         return false;
     }
+    if (count > 0)
+        worker_admit_signals(unblocked);
     for (int i = 0; i < count; i++) {
         if (!events[i].data.ptr)
             incoming = true;
@@ -428,7 +448,7 @@ static bool worker_turn(struct worker *worker, const sigset_t *unblocked)
             worker_handle_connection(worker, events[i].data.ptr, now);
     }
     if (incoming && !worker_is_stopping(worker))
-        worker_accept(worker, now);
+        worker_accept(worker, ACCEPT_AT_ONCE, now); /* epoll announces the rest again */
     acceptor_expire(worker->acceptor, now);
     worker_handle_lookup(worker, lookup_step(worker->lookup, announced, now), now);
     waiting_expire(worker->waiting, now);
@@ -469,7 +489,7 @@ static void worker_enter_sandbox(const struct options *options)
     log_debug("%s", text);
 }
 
-static bool worker_open(struct worker *worker, int listen_fd)
+static bool worker_open(struct worker *worker)
 {
     const struct options *options = worker->options;
 
@@ -482,7 +502,7 @@ static bool worker_open(struct worker *worker, int listen_fd)
         log_error("cannot start: %s", strerror(errno));
         return false;
     }
-    worker->acceptor = acceptor_open(worker->epoll_fd, listen_fd);
+    worker->acceptor = acceptor_open(worker->epoll_fd, worker->listen_fd);
     return worker->acceptor;
 }
 
@@ -515,7 +535,7 @@ void worker_block_signals(void)
     sigprocmask(SIG_BLOCK, &blocked, NULL);
 }
 
-/* Stop signals come through only while the loop sleeps. Returns the mask for that time. */
+/* Stop signals come through only in worker_turn(). Returns the mask for that time. */
 static sigset_t worker_catch_signals(void)
 {
     struct sigaction action = {.sa_handler = worker_on_stop}, old;
@@ -545,8 +565,9 @@ int worker_run(const struct options *options, int listen_fd, struct metrics *met
     }
     worker->options = options;
     worker->metrics = metrics;
+    worker->listen_fd = listen_fd;
     worker->stop_due = USEC_NEVER;
-    ok = worker_open(worker, listen_fd);
+    ok = worker_open(worker);
     if (ok) {
         /* After libfcgi, which has installed handlers of its own. */
         sigset_t unblocked = worker_catch_signals();

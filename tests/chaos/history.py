@@ -26,6 +26,9 @@ PROMPT = 1.5
 LOOKED_UP = 1.0
 # Clocks and timers are rounded: an answer may be early by so much.
 ROUNDING = 0.05
+# How long the program lets a peer be silent that has connected: mostly, while it is told to stop, and while descriptors are short. A
+# driver that did not run is silent for as long.
+SILENCE, SILENCE_AT_STOP, SILENCE_IN_SHORTAGE = 5.0, 1.5, 0.25
 # How long a signal takes to reach every worker.
 TOLD = 0.25
 
@@ -177,6 +180,7 @@ class Asked:
     code: int | None = None
     order_id: str | None = None
     nginx: bool = False
+    socket: int = 0             # the inode of its socket
     reused: bool = False        # on a connection that had served another request
     may_be_early: bool = False
     fixed: tuple | None = None  # (status, code) that needs no state of the database
@@ -361,11 +365,20 @@ class Judge:
     # Whether it may be lost.
 
     def _lost(self, asked):
-        if (self._killed(asked) or self._shut_out(asked)
+        if (self._killed(asked) or self._shut_out(asked) or self._was_silent(asked)
                 or asked.reused and any(self.timeline.met(kind, asked.opened, asked.ended)
                                         for kind in (Kind.LEAVING, Kind.SHORT))):
             return None
         return "502 without a killed worker" if asked.status == 502 else "closed without an answer"
+
+    def _was_silent(self, asked):
+        """It was closed because its driver had connected, and then did not run until it could send."""
+        met, allowed = self.timeline.met, SILENCE
+        if met(Kind.LEAVING, asked.opened, asked.ended) or met(Kind.DOWN, asked.opened, asked.ended):
+            allowed = SILENCE_AT_STOP
+        if met(Kind.SHORT, asked.opened, asked.ended):
+            allowed = SILENCE_IN_SHORTAGE
+        return not asked.reused and asked.sent - asked.opened >= allowed - ROUNDING
 
     def _killed(self, asked):
         """Its worker may have been killed: the connection is closed then, and the peer notices when it sends, or at once."""

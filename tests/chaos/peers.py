@@ -7,6 +7,7 @@ A peer is planned as (at, kind, parameters). Each request whose answer counts is
 import asyncio
 import contextlib
 import json
+import os
 import random
 import socket
 
@@ -283,6 +284,8 @@ class Direct:
                 self.asked.opened = self.asked.sent = self.asked.arrived = self.opened
                 self.end(self.asked, Outcome.REFUSED)
             raise
+        if self.asked:
+            self.asked.socket = os.fstat(self.socket.fileno()).st_ino
         self.reader, self.writer = await asyncio.open_connection(sock=self.socket)
         return self
 

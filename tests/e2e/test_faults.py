@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""Two faults of tests/faults, shortly and under a smaller load."""
+"""Some faults of tests/faults, shortly and under a smaller load."""
 
 import dataclasses
 import pathlib
@@ -11,15 +11,16 @@ sys.path.insert(0, str(pathlib.Path(__file__).resolve().parent.parent / "faults"
 
 import frame  # noqa: E402
 import database  # noqa: E402, F401 - it fills frame.FAULTS
+import pool  # noqa: E402, F401 - likewise
 
 
-class Smaller(frame.Stage):
-    waiting = 200
-
-
-@pytest.mark.parametrize("name,layout", [("backend_killed", "shared"), ("frozen_shortly", "split")])
-def test_fault(program, name, layout):
-    row = frame.Row(program, dataclasses.replace(frame.FAULTS[name], stage=Smaller), 1.0, layout)
+@pytest.mark.parametrize("name,layout,seconds", [
+    ("backend_killed", "shared", 1.0), ("frozen_shortly", "split", 1.0),
+    ("hung_up_often", "shared", 0.5), ("stopped_with_many_waiting", "shared", 0.5)])
+def test_fault(program, name, layout, seconds):
+    fault = frame.FAULTS[name]
+    smaller = type("Smaller", (fault.stage,), {"waiting": 200})
+    row = frame.Row(program, dataclasses.replace(fault, stage=smaller), seconds, layout)
     row.run()
     if row.violations:
         row.tell()

@@ -19,7 +19,7 @@ import fastcgi
 from checked import CheckedNginx, CheckedPool, open_site
 from client import Fcgi, Http, assert_error, assert_order, target
 from merchant import new_session, new_url
-from processes import Running, children, descriptors, free_port, start, state, wait_until
+from processes import Running, children, connects, descriptors, free_port, start, state, wait_until
 from servers import location, upstream
 
 
@@ -301,6 +301,79 @@ def test_stopping_while_idle(start_pool, workers, used):
         answers(pool)
     wait_until(pool.log_lines, 5, "a pool that has started")
     assert pool.stop() == 0
+
+
+def test_stopping_answers_all_that_came_before(start_pool):
+    """More than a worker accepts at a time: it was busy when they came, and is told to stop before it could accept them."""
+    pool = start_pool()
+    answers(pool)
+    worker, = wait_for_workers(pool, 1)
+    stop_for_good(worker)
+    with contextlib.ExitStack() as stack:
+        came = [stack.enter_context(fastcgi.Connection(pool.connect_to)) for _ in range(300)]
+        for connection in came:
+            connection.send(fastcgi.request(fastcgi.variables(target(new_session(), new_url())), keep=True))
+        pool.send(signal.SIGTERM)
+        wait_until(lambda: pool.logged("info: stopping"), 2, "a pool that stops")
+        os.kill(worker, signal.SIGCONT)
+        assert [connection.reply().status for connection in came] == [404] * len(came)
+        assert pool.process.wait(2) == 0
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_a_pool_that_stops_refuses_connections(start_site, postgres, merchant, workers):
+    """None is accepted by the system that nobody would answer."""
+    site = start_site(workers=workers)
+    answers(site.pool)
+    waiting = site.http.later(new_session(), new_url(), timeout_ms=30000)
+    with postgres.session("shop") as session:
+        session.run("BEGIN; LOCK TABLE merchant.merchant_contract_terms")
+        time.sleep(0.3)  # until it is parked, or waits for the lock
+        site.pool.send(signal.SIGTERM)
+        wait_until(lambda: not connects(site.pool.connect_to), 1, "a connection that is refused")
+        assert site.pool.running(), "it was refused because the pool has ended"
+    assert_error(waiting.result(2), 404, 2038)
+    assert site.pool.process.wait(2) == 0
+
+
+def test_stopping_while_something_is_always_ready(program, database, tmp_path):
+    """epoll then returns that, and lets no signal in. A listening socket that was shut down is ready at any time."""
+    path = tmp_path / "pool.sock"
+    with socket.socket(socket.AF_UNIX) as listener, open(tmp_path / "log", "w") as log:
+        listener.bind(str(path))
+        listener.listen(16)
+        with start([program, "--workers", "1", "--database", database], stdin=listener, stderr=log) as pool:
+            with fastcgi.Connection(str(path)) as connection:
+                connection.send(fastcgi.request(fastcgi.variables(target(new_session(), new_url(), timeout_ms=30000))))
+                wait_until(lambda: "connected" in (tmp_path / "log").read_text(), 5, "a worker")
+                listener.shutdown(socket.SHUT_RD)
+                pool.terminate()
+                assert connection.reply().status == 404
+            assert pool.wait(3) == 0
+
+
+def test_an_inherited_socket_stays_open(program, database, tmp_path):
+    """Whoever comes while a pool stops is answered by the next pool on the same socket, as under systemd."""
+    path = tmp_path / "pool.sock"
+    command = [program, "--workers", "1", "--database", database]
+    with socket.socket(socket.AF_UNIX) as listener, open(tmp_path / "log", "w") as log:
+        listener.bind(str(path))
+        listener.listen(16)
+        with start(command, stdin=listener, stderr=log) as first:
+            assert Fcgi(str(path)).get("/nothing").status == 404
+            worker, = wait_until(lambda: children(first.pid), 2, "a worker")
+            stop_for_good(worker)
+            first.terminate()
+            wait_until(lambda: "stopping" in (tmp_path / "log").read_text(), 2, "a pool that stops")
+            assert connects(str(path))
+            os.kill(worker, signal.SIGCONT)
+            assert first.wait(2) == 0
+        with fastcgi.Connection(str(path)) as late:
+            late.send(fastcgi.request(fastcgi.variables("/nothing")))
+            with start(command, stdin=listener, stderr=log) as second:
+                assert late.reply().status == 404
+                second.terminate()
+                assert second.wait(3) == 0
 
 
 @pytest.mark.parametrize("workers", [0, 2])

@@ -5,7 +5,6 @@ The unit test of sandbox tries what is forbidden.
 """
 
 import contextlib
-import pathlib
 
 import pytest
 

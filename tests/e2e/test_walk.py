@@ -143,6 +143,16 @@ def test_what_was_sent_before_the_pool_was_told_to_stop():
     assert verdicts(11, 12, down=(11.01, 12.5), short=(11, 12), **lost) == []
 
 
+def test_a_peer_that_was_silent_too_long():
+    lost = {"status": 0, "outcome": Outcome.CLOSED, "wait": 3.0}
+    assert verdicts(16, 16.1, opened=10.9, **lost) == []
+    assert len(verdicts(16, 16.1, opened=11.2, **lost)) == 1
+    assert verdicts(16, 16.1, opened=14.4, leaving=(15, 16.1), **lost) == []
+    assert len(verdicts(16, 16.1, opened=14.8, leaving=(15, 16.1), **lost)) == 1
+    assert verdicts(16, 16.1, opened=15.7, short=(15, 16.1), **lost) == []
+    assert len(verdicts(16, 16.1, opened=15.9, short=(15, 16.1), **lost)) == 1
+
+
 def test_patience_that_ends_while_workers_are_told_to_stop():
     asked = {"sent": 11, "status": 500, "wait": 3.0, "trouble": (13.9, 17)}
     end = 14 + TIMEOUT + 0.01

@@ -63,6 +63,13 @@ class Stage:
     options = ()   # of the pool
     prefix = ()    # of the pool's command
     waiting = WAITING
+    pool_class = Pool
+    # A fault of this stage lasts so many times as long as what comes before and after it.
+    times = 0
+    # It needs a program without sanitizers.
+    plain = False
+    seconds = 0
+    db_timeout = DB_TIMEOUT
 
     def __init__(self, program, layout):
         self.program = program
@@ -82,8 +89,7 @@ class Stage:
             self.writer = Writer(self.postgres, DB, self.timeline, self.paths)
             stack.callback(self.writer.close)
             self.database = Database(self.postgres, DB, self.timeline, DB_TIMEOUT, self.paths["shop"])
-            self.pool = Pool(self.program, f"--workers={WORKERS}", f"--db-timeout={DB_TIMEOUT * 1000:.0f}", *self.options,
-                             database=self.conninfo(), prefix=self.prefix)
+            self.pool = self.make_pool()
             self.processes = Processes(self.pool, WORKERS, self.timeline)
             self.kept = stack.pop_all()
         return self
@@ -104,9 +110,18 @@ class Stage:
     def make_cluster(self):
         return self.stack.enter_context(Postgres(**self.settings))
 
+    def make_pool(self):
+        return self.pool_class(self.program, f"--workers={WORKERS}", f"--db-timeout={DB_TIMEOUT * 1000:.0f}", *self.options,
+                               database=self.conninfo(), prefix=self.prefix)
+
     def conninfo(self):
         """For the pool."""
         return self.postgres.conninfo(DB)
+
+    @property
+    def period(self):
+        """Seconds that a long fault lasts."""
+        return self.times * self.seconds
 
     def start(self):
         """The pool and nginx. They end before the cluster does."""
@@ -203,7 +218,8 @@ class Load:
 class Fault:
     """`kinds` is what its time counts as, and `logs` are patterns of lines that it may cause. Violations that match `conceivable`
     are counted apart: its docstring says why nobody could do better. The fault is not an excuse for the instances that it
-    has `spared`. `layouts` are those that it is about."""
+    has `spared`. `layouts` are those that it is about. `checks` are what it asks of the answers beyond the judge: functions of the
+    stage and all requests that yield (time, violation)."""
     run: typing.Callable
     kinds: tuple = (Kind.TROUBLE,)
     logs: tuple = tuple(Database.LOGS)
@@ -211,6 +227,7 @@ class Fault:
     conceivable: str = "(?!)"
     layouts: tuple = tuple(LAYOUTS_TRIED)
     spared: frozenset = frozenset()
+    checks: tuple = ()
 
     @property
     def name(self):
@@ -246,12 +263,13 @@ class Row:
 
     def run(self):
         with self.fault.stage(self.program, self.layout) as self.stage:
+            self.stage.seconds = self.seconds
             # Longer than most faults last.
-            load = self.stage.load = Load(self.stage, 2 * self.seconds + 12)
+            load = self.stage.load = Load(self.stage, (2 + self.stage.times) * self.seconds + 12)
             self.stage.writer.do(*load.opening)
             self.stage.start()
             asyncio.run(self._run(load))
-            self.log = self.stage.pool.log_lines()
+            self.log = self.stage.log = self.stage.pool.log_lines()
         self._judge()
 
     async def _run(self, load):
@@ -283,6 +301,7 @@ class Row:
                 stack.enter_context(self.stage.timeline.span(*self.fault.kinds))
             self.fault.run(self.stage)
         self.healed = now()
+        self.stage.lasted = self.begun, self.healed
 
     def _stop(self):
         with self.stage.timeline.span(Kind.DOWN, Kind.LEAVING):
@@ -298,6 +317,8 @@ class Row:
         for asked in self.asked:
             verdicts = (strict if asked.key.instance in self.fault.spared else judge).verdicts(asked)
             found += [(asked.ended, f"{text}: {asked}") for text in verdicts]
+        for check in self.fault.checks:
+            found += check(self.stage, self.asked)
         allowed = [*self.fault.logs, *(Database.LOGS if timeline.spans[Kind.STALL] else ())]
         found += [(now(), f"in the log: {line}") for line in unexpected_lines(self.log, allowed, MARKER, LOG_LINE)]
         for at, text in sorted(found):

@@ -1,16 +1,18 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""table.py --program PROGRAM [--only NAME,...] [--seconds N] [--list]: a row for each fault. Exits with 1 at a violation."""
+"""table.py --program PROGRAM --plain PROGRAM [--only NAME,...] [--seconds N] [--list]: a row for each fault. Exits with 1 at a violation."""
 
 import argparse
 import sys
 
 import database  # noqa: F401
+import pool  # noqa: F401
 from frame import FAULTS, LAYOUTS_TRIED, Row, raise_limits
 
 
 def read_arguments():
     parser = argparse.ArgumentParser(prog="tests/faults/run")
     parser.add_argument("--program", required=True)
+    parser.add_argument("--plain", required=True, metavar="PROGRAM", help="one without sanitizers")
     parser.add_argument("--seconds", type=float, default=10, help="before and after each fault")
     parser.add_argument("--only", type=lambda text: text.split(","), default=list(FAULTS), metavar="NAME,...")
     parser.add_argument("--layout", choices=LAYOUTS_TRIED, default="shared", help="of the tables")
@@ -38,7 +40,8 @@ def main():
     for name in arguments.only:
         if arguments.layout not in FAULTS[name].layouts:
             continue
-        row = Row(arguments.program, FAULTS[name], arguments.seconds, arguments.layout)
+        program = arguments.plain if FAULTS[name].stage.plain else arguments.program
+        row = Row(program, FAULTS[name], arguments.seconds, arguments.layout)
         row.run()
         print(line(row.cells()), flush=True)
         violations += len(row.violations)

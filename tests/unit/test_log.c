@@ -2,7 +2,9 @@
 #include "capture.h"
 
 #include <fcntl.h>
+#include <signal.h>
 #include <stdlib.h>
+#include <sys/resource.h>
 #include <sys/socket.h>
 #include <sys/wait.h>
 
@@ -135,6 +137,36 @@ static void test_no_standard_error(void **state)
     assert_contains(capture.text, "lines of the log that could not be written and are lost: 1");
 }
 
+/* A limit on the size of a file cuts a line as a full disk does. */
+static void test_a_line_that_is_cut(void **state)
+{
+    struct rlimit limit, small = {.rlim_cur = 20, .rlim_max = RLIM_INFINITY};
+    struct capture capture;
+    char expected[400];
+    int pid = (int)getpid();
+
+    (void)state;
+    signal(SIGXFSZ, SIG_IGN);
+    assert_int_equal(getrlimit(RLIMIT_FSIZE, &limit), 0);
+    small.rlim_max = limit.rlim_max;
+    capture_begin(&capture);
+    log_open();
+    assert_int_equal(setrlimit(RLIMIT_FSIZE, &small), 0);
+    log_info("cut");
+    log_info("not written");
+    assert_int_equal(setrlimit(RLIMIT_FSIZE, &limit), 0);
+    log_info("whole");
+    capture_end(&capture);
+    log_open();
+    snprintf(expected, sizeof expected, "merchant-sessions[%d", pid);
+    snprintf(expected + 20, sizeof expected - 20,
+        "\nmerchant-sessions[%d] warning: lines of the log that could not be written and are lost: "
+        "2\n"
+        "merchant-sessions[%d] info: whole\n",
+        pid, pid);
+    assert_string_equal(capture.text, expected);
+}
+
 /* Of a text that was read: the lines below, and those that it says were lost. */
 static int count_read_and_lost(const char *text)
 {
@@ -210,6 +242,7 @@ int main(void)
         cmocka_unit_test(test_control_characters),
         cmocka_unit_test(test_long_lines),
         cmocka_unit_test(test_no_standard_error),
+        cmocka_unit_test(test_a_line_that_is_cut),
         cmocka_unit_test(test_unread_pipe),
         cmocka_unit_test(test_unread_socket),
     };

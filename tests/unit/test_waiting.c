@@ -977,6 +977,18 @@ static void test_last_request_fails_when_its_patience_ends(struct fixture *f)
     take(f, waiter, WAITER_FAILED);
 }
 
+/* The process was stopped, or its machine was, for longer than the wait and the patience. */
+static void test_last_request_is_asked_about_however_late_its_deadline_is_noticed(struct fixture *f)
+{
+    struct waiter *waiter = add_parked(f, "a", &unknown);
+
+    expire_at(f, waiter->deadline + 3 * PATIENCE);
+    assert_int_equal(waiter->state, WAITER_LAST);
+    assert_true(waiting_expire_due(f->waiting) == f->now + PATIENCE);
+    look_up(f, 1, &unknown);
+    take_known(f, waiter, SESSION_UNKNOWN);
+}
+
 static void test_equal_deadlines_expire_together(struct fixture *f)
 {
     struct waiter *waiters = add_many_parked(f, SESSION_BATCH_MAX, &unknown);
@@ -1218,6 +1230,7 @@ int main(void)
         WAITING_TEST(test_deadline_is_a_last_lookup),
         WAITING_TEST(test_batch_sent_before_the_deadline_is_not_the_last_lookup),
         WAITING_TEST(test_last_request_fails_when_its_patience_ends),
+        WAITING_TEST(test_last_request_is_asked_about_however_late_its_deadline_is_noticed),
         WAITING_TEST(test_equal_deadlines_expire_together),
         WAITING_TEST(test_key_of_a_last_request_is_not_polled_but_others_wait_on),
         WAITING_TEST(test_stop_asks_all_parked_a_last_time),
