@@ -295,18 +295,25 @@ static struct connection *acceptor_add(struct acceptor *acceptor, int fd, usec_t
     return connection;
 }
 
+/* Whether something has come in that has not been read. */
+static bool connection_has_input(const struct connection *connection)
+{
+    char byte;
+
+    return recv(connection->fd, &byte, 1, MSG_PEEK) > 0;
+}
+
 /* Closes the connections that are idle, at most max of them, the longest idle first; but not those
  * on which something has come in meanwhile. Returns how many. */
 static size_t acceptor_close_idle(struct acceptor *acceptor, size_t max, const char *reason)
 {
     struct connection *connection, *next;
     size_t closed = 0;
-    char byte;
 
     for (connection = TAILQ_FIRST(&acceptor->lists[CONNECTION_IDLE]); connection && closed < max;
          connection = next) {
         next = TAILQ_NEXT(connection, link);
-        if (recv(connection->fd, &byte, 1, MSG_PEEK) > 0)
+        if (connection_has_input(connection))
             continue;
         connection_close(connection, reason);
         closed++;
@@ -440,12 +447,23 @@ static void acceptor_share(struct acceptor *acceptor)
     acceptor->accepted = 0;
 }
 
+/* A peer has been silent in mid-request for too long, as far as is known: if this process did not
+ * run for a while, what the peer has sent is still to be read. */
+static void connection_expire(struct connection *connection, usec_t now)
+{
+    if (!connection_has_input(connection)) {
+        connection_close(connection, "silent in mid-request");
+        return;
+    }
+    connection->heard = now;
+    connection_set_state(connection, CONNECTION_READING);
+}
+
 void acceptor_expire(struct acceptor *acceptor, usec_t now)
 {
     acceptor->now = now;
     while (acceptor_silence_due(acceptor) <= now)
-        connection_close(
-            TAILQ_FIRST(&acceptor->lists[CONNECTION_READING]), "silent in mid-request");
+        connection_expire(TAILQ_FIRST(&acceptor->lists[CONNECTION_READING]), now);
     acceptor_refresh_limit(acceptor);
     acceptor_share(acceptor);
 }

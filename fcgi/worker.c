@@ -433,6 +433,9 @@ static bool worker_turn(struct worker *worker, const sigset_t *unblocked)
     bool incoming = false, announced = false;
 
     now = clock_now();
+    /* A signal came, perhaps that which lets a stopped process go on: events come before time. */
+    if (count < 0 && errno == EINTR)
+        count = epoll_wait(worker->epoll_fd, events, EVENTS_AT_ONCE, 0);
     if (count < 0 && errno != EINTR) {
         log_error("epoll_pwait: %s", strerror(errno));
         return false;

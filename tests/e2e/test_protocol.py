@@ -4,10 +4,12 @@
 import collections
 import contextlib
 import pathlib
+import os
 import random
 import re
 import resource
 import select
+import signal
 import socket
 import struct
 import subprocess
@@ -21,10 +23,11 @@ from client import assert_error, target
 from fastcgi import (ABORT_REQUEST, AUTHORIZER, BEGIN_REQUEST, CANT_MPX_CONN, DATA, END_REQUEST, FILTER, GET_VALUES,
                      GET_VALUES_RESULT, PARAMS, REQUEST_COMPLETE, STDIN, STDOUT, UNKNOWN_ROLE, UNKNOWN_TYPE)
 from merchant import new_session, new_url
-from processes import free_port, sockets, status_bytes, wait_until
+from processes import descriptors, free_port, sockets, status_bytes, wait_until
 from servers import ROOT
 
 SILENCE = 5
+DB_TIMEOUT = 2
 SLACK = 1.0
 # Seconds between connections that come one after the other.
 ARRIVAL = 0.005
@@ -393,6 +396,39 @@ def test_silence(worker):
         time.sleep(SILENCE + 2.5 - (time.monotonic() - begun))
         kept.send(fastcgi.request(variables(), keep=True))
         assert unknown(kept.reply())
+
+
+def test_peers_of_a_worker_that_did_not_run_were_not_silent(worker):
+    """Of a machine that is suspended, for instance. More peers than a worker hears of at a time."""
+    pid, = worker.workers()
+    whole = fastcgi.request(variables())
+    with contextlib.ExitStack() as stack:
+        before = descriptors(pid)
+        peers = [stack.enter_context(fastcgi.Connection(worker.connect_to)) for _ in range(400)]
+        for peer in peers:
+            peer.send(whole[:3])
+        wait_until(lambda: descriptors(pid) >= before + len(peers), 4, "connections that are accepted")
+        os.kill(pid, signal.SIGSTOP)
+        stack.callback(os.kill, pid, signal.SIGCONT)
+        for peer in peers:
+            peer.send(whole[3:])
+        time.sleep(SILENCE + 0.5)
+        os.kill(pid, signal.SIGCONT)
+        assert all(unknown(peer.reply()) for peer in peers)
+
+
+def test_an_answer_that_came_while_the_worker_did_not_run_counts(worker, postgres):
+    """Its time was over when the worker went on, but it was there."""
+    pid, = worker.workers()
+    with postgres.session("shop") as session, fastcgi.Connection(worker.connect_to) as connection:
+        session.run("BEGIN; LOCK TABLE merchant.merchant_contract_terms")
+        connection.send(fastcgi.request(variables()))
+        wait_until(lambda: postgres.psql("SELECT count(*) FROM pg_locks WHERE NOT granted", "shop") == "1", 1, "a lookup")
+        os.kill(pid, signal.SIGSTOP)
+        session.run("ROLLBACK")
+        time.sleep(DB_TIMEOUT + 0.5)
+        os.kill(pid, signal.SIGCONT)
+        assert unknown(connection.reply())
 
 
 # An answer while the peer is within its next record
