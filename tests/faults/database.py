@@ -374,9 +374,9 @@ def truncated(stage):
     spoil(stage, proxy.truncated, afterwards=0)
 
 
-@fault(stage=ThroughProxy, kinds=())
+@fault(stage=ThroughProxy)
 def dripping_fast(stage):
-    """One byte at a time, as fast as it goes. Nobody may notice but by that."""
+    """One byte at a time, as fast as it goes, which depends on the machine."""
     spoil(stage, proxy.dripping(0), afterwards=0)
 
 
