@@ -218,7 +218,7 @@ static void check_descriptors(struct check *check)
     size_t possible;
 
     getrlimit(RLIMIT_NOFILE, &limit);
-    possible = acceptor_parkable(limit.rlim_max);
+    possible = connections_parkable(limit.rlim_max);
     if (possible >= wanted)
         check_say(check, CHECK_OK, "descriptors: enough for %zu waiting requests a worker", wanted);
     else
@@ -484,18 +484,18 @@ static bool check_ask(struct check *check, enum session_question question, const
     const struct session_key *keys[] = {&key};
     enum lookup_event event = lookup_send(check->lookup, question, keys, 1, clock_now());
 
-    while (event == LOOKUP_NOTHING)
+    while (event == LOOKUP_EVENT_NOTHING)
         event = check_turn(check);
-    return event == LOOKUP_ANSWERED;
+    return event == LOOKUP_EVENT_ANSWERED;
 }
 
 static bool check_ask_changes(struct check *check)
 {
     enum lookup_event event = lookup_check_changes(check->lookup, clock_now());
 
-    while (event == LOOKUP_NOTHING)
+    while (event == LOOKUP_EVENT_NOTHING)
         event = check_turn(check);
-    return event == LOOKUP_CHECKED;
+    return event == LOOKUP_EVENT_CHECKED;
 }
 
 /* Does what a worker does: each statement once. */

@@ -14,7 +14,7 @@
  */
 
 /* The listening socket and all connections that were accepted on it; one for a process. */
-struct acceptor;
+struct connections;
 
 /* One connection, with at most one request at a time. */
 struct connection;
@@ -25,12 +25,13 @@ struct connection;
 
 /* What has come of reading. */
 enum connection_event {
-    CONNECTION_NOTHING, /* nothing for the caller to do; the connection may have been freed */
-    CONNECTION_REQUEST, /* a request is open: answer it by connection_reply(), now or later */
-    CONNECTION_REFUSE, /* a request is open, but there is no memory for its parameters: answer it by
-                        * connection_reply() with a server error, before anything else */
-    CONNECTION_GONE,   /* the open request cannot be answered any more, for the reason that
-                        * connection_trouble() gives: close it by connection_close() */
+    CONNECTION_EVENT_NOTHING, /* nothing for the caller to do; the connection may have been freed */
+    CONNECTION_EVENT_REQUEST, /* a request is open: answer it by connection_reply(), now or later */
+    CONNECTION_EVENT_REFUSE, /* a request is open, but there is no memory for its parameters: answer
+                              * it by connection_reply() with a server error, before anything else
+                              */
+    CONNECTION_EVENT_GONE,   /* the open request cannot be answered any more, for the reason that
+                              * connection_trouble() gives: close it by connection_close() */
 };
 
 /*
@@ -44,46 +45,46 @@ enum connection_event {
  * listening socket is not watched until a connection closes or becomes idle: with EPOLLEXCLUSIVE a
  * worker that watches it and cannot accept takes the wake-up from one that can.
  */
-struct acceptor *acceptor_open(int epoll_fd, int listen_fd);
+struct connections *connections_open(int epoll_fd, int listen_fd);
 
 /*
  * Accepts one connection, which is then to be read: its request may have arrived with it. NULL if
  * none waits, or none can be had; the log says why. May close and free idle connections: call it
  * after the events of a turn have been handled, as one of them may be about such a connection.
  */
-struct connection *acceptor_accept(struct acceptor *acceptor, usec_t now)
+struct connection *connections_accept(struct connections *connections, usec_t now)
     __attribute__((warn_unused_result));
 
-/* When acceptor_expire() has something to do next, USEC_NEVER if not at all. */
-usec_t acceptor_due(const struct acceptor *acceptor);
+/* When connections_expire() has something to do next, USEC_NEVER if not at all. */
+usec_t connections_due(const struct connections *connections);
 
 /*
- * To be called once in each turn of the loop, after acceptor_accept(). Closes connections that were
- * silent for too long, accepts again when there may be descriptors again, and leaves the next
+ * To be called once in each turn of the loop, after connections_accept(). Closes connections that
+ * were silent for too long, accepts again when there may be descriptors again, and leaves the next
  * connections to the other workers when this one has accepted some.
  */
-void acceptor_expire(struct acceptor *acceptor, usec_t now);
+void connections_expire(struct connections *connections, usec_t now);
 
 /* Watches the listening socket no more, and closes the connections that are between two requests.
  * The others close when their request is answered. What waits to be accepted still can be, by
- * acceptor_accept(). */
-void acceptor_stop(struct acceptor *acceptor);
+ * connections_accept(). */
+void connections_stop(struct connections *connections);
 
 /* How many connections are open. */
-size_t acceptor_count(const struct acceptor *acceptor);
+size_t connections_count(const struct connections *connections);
 
 /*
  * How many requests may be parked now at most. An eighth of the descriptors, and at least a
  * handful, is reserved for requests that are answered at once. The number can fall below what is
  * parked already, when the limit on descriptors is lowered.
  */
-size_t acceptor_park_limit(const struct acceptor *acceptor);
+size_t connections_park_limit(const struct connections *connections);
 
 /* For --check. The same, of a worker whose limit is so many descriptors. */
-size_t acceptor_parkable(rlim_t descriptors);
+size_t connections_parkable(rlim_t descriptors);
 
 /* Closes all connections and frees everything. The caller has no request open any more. */
-void acceptor_close(struct acceptor *acceptor);
+void connections_close(struct connections *connections);
 
 /*
  * Reads what has arrived on a connection that was accepted or that epoll has announced.
@@ -95,7 +96,8 @@ void acceptor_close(struct acceptor *acceptor);
  */
 enum connection_event connection_read(struct connection *connection, usec_t now);
 
-/* Why the open request cannot be answered any more; after CONNECTION_GONE. A constant string. */
+/* Why the open request cannot be answered any more; after CONNECTION_EVENT_GONE. A constant string.
+ */
 const char *connection_trouble(const struct connection *connection);
 
 /* A meta-variable of the open request, of those that record_request() keeps. NULL if the request

@@ -7,17 +7,17 @@
 
 /* The columns of sql/instances.sql. */
 enum instances_column {
-    ID,
-    SERIAL,
-    SCHEMA,
-    COMPLETE,
-    READABLE,
-    ORDER_SESSION,
-    HAS_SERIAL,
-    CONTRACTS_INDEXED,
-    ORDERS_INDEXED,
-    TRACKED,
-    COLUMNS
+    INSTANCES_COLUMN_ID,
+    INSTANCES_COLUMN_SERIAL,
+    INSTANCES_COLUMN_SCHEMA,
+    INSTANCES_COLUMN_COMPLETE,
+    INSTANCES_COLUMN_READABLE,
+    INSTANCES_COLUMN_ORDER_SESSION,
+    INSTANCES_COLUMN_HAS_SERIAL,
+    INSTANCES_COLUMN_CONTRACTS_INDEXED,
+    INSTANCES_COLUMN_ORDERS_INDEXED,
+    INSTANCES_COLUMN_TRACKED,
+    INSTANCES_COLUMN_COUNT
 };
 
 /* Names of schemas in a problem, at most. */
@@ -130,17 +130,17 @@ static bool instances_flag(const PGresult *rows, int row, enum instances_column 
 static struct instance_schema instances_read_schema(const PGresult *rows, int row)
 {
     struct instance_schema schema = {
-        .tables.has_order_session = instances_flag(rows, row, ORDER_SESSION),
-        .tables.has_serial = instances_flag(rows, row, HAS_SERIAL),
-        .tables.contracts_indexed = instances_flag(rows, row, CONTRACTS_INDEXED),
-        .tables.orders_indexed = instances_flag(rows, row, ORDERS_INDEXED),
-        .tables.tracked = instances_flag(rows, row, TRACKED),
+        .tables.has_order_session = instances_flag(rows, row, INSTANCES_COLUMN_ORDER_SESSION),
+        .tables.has_serial = instances_flag(rows, row, INSTANCES_COLUMN_HAS_SERIAL),
+        .tables.contracts_indexed = instances_flag(rows, row, INSTANCES_COLUMN_CONTRACTS_INDEXED),
+        .tables.orders_indexed = instances_flag(rows, row, INSTANCES_COLUMN_ORDERS_INDEXED),
+        .tables.tracked = instances_flag(rows, row, INSTANCES_COLUMN_TRACKED),
     };
 
-    snprintf(schema.name, sizeof schema.name, "%s", PQgetvalue(rows, row, SCHEMA));
-    if (!instances_flag(rows, row, COMPLETE))
+    snprintf(schema.name, sizeof schema.name, "%s", PQgetvalue(rows, row, INSTANCES_COLUMN_SCHEMA));
+    if (!instances_flag(rows, row, INSTANCES_COLUMN_COMPLETE))
         schema.fault = SCHEMA_INCOMPLETE;
-    else if (!instances_flag(rows, row, READABLE))
+    else if (!instances_flag(rows, row, INSTANCES_COLUMN_READABLE))
         schema.fault = SCHEMA_UNREADABLE;
     return schema;
 }
@@ -156,11 +156,12 @@ static bool instances_read_rows(struct instances_list *list)
     if (!list->instances || !list->schemas)
         return false;
     for (int row = 0; row < PQntuples(list->rows); row++)
-        if (PQgetisnull(list->rows, row, ID))
+        if (PQgetisnull(list->rows, row, INSTANCES_COLUMN_ID))
             list->schemas[list->schema_count++] = instances_read_schema(list->rows, row);
         else
-            list->instances[list->count++].name = (struct naming_instance){
-                PQgetvalue(list->rows, row, ID), PQgetvalue(list->rows, row, SERIAL)};
+            list->instances[list->count++].name =
+                (struct naming_instance){PQgetvalue(list->rows, row, INSTANCES_COLUMN_ID),
+                    PQgetvalue(list->rows, row, INSTANCES_COLUMN_SERIAL)};
     qsort(list->instances, list->count, sizeof *list->instances, instance_compare);
     instances_sort_schemas(list);
     return true;
@@ -380,7 +381,7 @@ bool instances_read(struct instances *instances, PGresult *rows, bool *gone)
     bool built;
 
     instances->list = (struct instances_list){.rows = rows};
-    if (PQnfields(rows) == COLUMNS) {
+    if (PQnfields(rows) == INSTANCES_COLUMN_COUNT) {
         built = instances_build(instances, &old);
     } else {
         snprintf(instances->problem, sizeof instances->problem, "the catalogue did not answer");

@@ -9,14 +9,24 @@
 #include "sql.h"
 
 /* The columns of sql/layout.sql. */
-enum column { SCHEMA, TABLE, COLUMN, PRESENT, READABLE, INDEXED, TRACKED, BACKEND, COLUMNS };
+enum layout_column {
+    LAYOUT_COLUMN_SCHEMA,
+    LAYOUT_COLUMN_TABLE,
+    LAYOUT_COLUMN_NAME,
+    LAYOUT_COLUMN_PRESENT,
+    LAYOUT_COLUMN_READABLE,
+    LAYOUT_COLUMN_INDEXED,
+    LAYOUT_COLUMN_TRACKED,
+    LAYOUT_COLUMN_BACKEND,
+    LAYOUT_COLUMN_COUNT
+};
 
-static const char *layout_text(const PGresult *rows, int row, enum column column)
+static const char *layout_text(const PGresult *rows, int row, enum layout_column column)
 {
     return PQgetvalue(rows, row, (int)column);
 }
 
-static bool layout_is_true(const PGresult *rows, int row, enum column column)
+static bool layout_is_true(const PGresult *rows, int row, enum layout_column column)
 {
     return layout_text(rows, row, column)[0] == 't';
 }
@@ -24,8 +34,8 @@ static bool layout_is_true(const PGresult *rows, int row, enum column column)
 static int layout_find_row(const PGresult *rows, const char *table, const char *column)
 {
     for (int row = 0; row < PQntuples(rows); row++)
-        if (strcmp(layout_text(rows, row, TABLE), table) == 0 &&
-            strcmp(layout_text(rows, row, COLUMN), column) == 0)
+        if (strcmp(layout_text(rows, row, LAYOUT_COLUMN_TABLE), table) == 0 &&
+            strcmp(layout_text(rows, row, LAYOUT_COLUMN_NAME), column) == 0)
             return row;
     return -1;
 }
@@ -34,20 +44,20 @@ static bool layout_has_column(const PGresult *rows, const char *table, const cha
 {
     int row = layout_find_row(rows, table, column);
 
-    return row >= 0 && layout_is_true(rows, row, PRESENT);
+    return row >= 0 && layout_is_true(rows, row, LAYOUT_COLUMN_PRESENT);
 }
 
 static bool layout_is_indexed(const PGresult *rows, const char *table)
 {
     int row = layout_find_row(rows, table, "merchant_serial");
 
-    return row >= 0 && layout_is_true(rows, row, INDEXED);
+    return row >= 0 && layout_is_true(rows, row, LAYOUT_COLUMN_INDEXED);
 }
 
 static bool layout_is_tracked(const PGresult *rows)
 {
     for (int row = 0; row < PQntuples(rows); row++)
-        if (!layout_is_true(rows, row, TRACKED))
+        if (!layout_is_true(rows, row, LAYOUT_COLUMN_TRACKED))
             return false;
     return true;
 }
@@ -56,8 +66,8 @@ static bool layout_is_tracked(const PGresult *rows)
 static bool layout_is_needed(const PGresult *rows, int row, const struct layout *layout)
 {
     if (layout->per_instance)
-        return strcmp(layout_text(rows, row, TABLE), "merchant_instances") == 0;
-    if (strcmp(layout_text(rows, row, TABLE), "merchant_orders") != 0)
+        return strcmp(layout_text(rows, row, LAYOUT_COLUMN_TABLE), "merchant_instances") == 0;
+    if (strcmp(layout_text(rows, row, LAYOUT_COLUMN_TABLE), "merchant_orders") != 0)
         return true;
     return layout->tables.has_order_session;
 }
@@ -66,14 +76,15 @@ static bool layout_check_row(const PGresult *rows, int row, struct layout *layou
 {
     const char *trouble = NULL;
 
-    if (!layout_is_true(rows, row, PRESENT))
+    if (!layout_is_true(rows, row, LAYOUT_COLUMN_PRESENT))
         trouble = "is not there";
-    else if (!layout_is_true(rows, row, READABLE))
+    else if (!layout_is_true(rows, row, LAYOUT_COLUMN_READABLE))
         trouble = "may not be read by this role; run sql/role.sql";
     if (!trouble)
         return true;
     snprintf(layout->problem, sizeof layout->problem, "column %s.%s.%s %s", layout->schema,
-        layout_text(rows, row, TABLE), layout_text(rows, row, COLUMN), trouble);
+        layout_text(rows, row, LAYOUT_COLUMN_TABLE), layout_text(rows, row, LAYOUT_COLUMN_NAME),
+        trouble);
     return false;
 }
 
@@ -81,8 +92,8 @@ static bool layout_check_row(const PGresult *rows, int row, struct layout *layou
 static bool layout_is_per_instance(const PGresult *rows)
 {
     for (int row = 0; row < PQntuples(rows); row++)
-        if (strcmp(layout_text(rows, row, TABLE), "merchant_contract_terms") == 0 &&
-            layout_is_true(rows, row, PRESENT))
+        if (strcmp(layout_text(rows, row, LAYOUT_COLUMN_TABLE), "merchant_contract_terms") == 0 &&
+            layout_is_true(rows, row, LAYOUT_COLUMN_PRESENT))
             return false;
     return layout_has_column(rows, "merchant_instances", "merchant_id") &&
            layout_has_column(rows, "merchant_instances", "merchant_serial");
@@ -91,11 +102,12 @@ static bool layout_is_per_instance(const PGresult *rows)
 bool layout_read(const PGresult *rows, struct layout *layout)
 {
     *layout = (struct layout){0};
-    if (PQntuples(rows) == 0 || PQnfields(rows) < COLUMNS) {
+    if (PQntuples(rows) == 0 || PQnfields(rows) < LAYOUT_COLUMN_COUNT) {
         snprintf(layout->problem, sizeof layout->problem, "the catalogue did not answer");
         return false;
     }
-    snprintf(layout->schema, sizeof layout->schema, "%s", layout_text(rows, 0, SCHEMA));
+    snprintf(
+        layout->schema, sizeof layout->schema, "%s", layout_text(rows, 0, LAYOUT_COLUMN_SCHEMA));
     layout->tables.has_order_session =
         layout_has_column(rows, "merchant_orders", "session_id") &&
         layout_has_column(rows, "merchant_orders", "fulfillment_url");
@@ -104,7 +116,7 @@ bool layout_read(const PGresult *rows, struct layout *layout)
     layout->tables.orders_indexed = layout_is_indexed(rows, "merchant_orders");
     layout->tables.tracked = layout_is_tracked(rows);
     layout->per_instance = layout_is_per_instance(rows);
-    layout->backend = (int)strtol(layout_text(rows, 0, BACKEND), NULL, 10);
+    layout->backend = (int)strtol(layout_text(rows, 0, LAYOUT_COLUMN_BACKEND), NULL, 10);
     /* Without the table itself this is a layout that we do not know, and must not guess about. */
     if (!layout->per_instance && !layout_has_column(rows, "merchant_orders", "order_id")) {
         snprintf(layout->problem, sizeof layout->problem,

@@ -39,16 +39,16 @@
 #define FAULTS_LOGGED 10
 
 enum lookup_state {
-    LOOKUP_PAUSED,     /* no connection; the next attempt is due */
-    LOOKUP_CONNECTING, /* PQconnectPoll() */
-    LOOKUP_LAYOUT,     /* sql/layout.sql is under way */
-    LOOKUP_SESSION,    /* sql/session.sql is under way */
-    LOOKUP_INSTANCES,  /* sql/instances.sql is under way for the first time */
-    LOOKUP_PREPARING,  /* the statement number `prepared` is being prepared */
-    LOOKUP_READY,      /* nothing is under way */
-    LOOKUP_REREADING,  /* sql/instances.sql is under way again; a batch or a check follows */
-    LOOKUP_ASKING,     /* a batch is under way */
-    LOOKUP_CHECKING,   /* a check for changes is under way */
+    LOOKUP_STATE_PAUSED,     /* no connection; the next attempt is due */
+    LOOKUP_STATE_CONNECTING, /* PQconnectPoll() */
+    LOOKUP_STATE_LAYOUT,     /* sql/layout.sql is under way */
+    LOOKUP_STATE_SESSION,    /* sql/session.sql is under way */
+    LOOKUP_STATE_INSTANCES,  /* sql/instances.sql is under way for the first time */
+    LOOKUP_STATE_PREPARING,  /* the statement number `prepared` is being prepared */
+    LOOKUP_STATE_READY,      /* nothing is under way */
+    LOOKUP_STATE_REREADING,  /* sql/instances.sql is under way again; a batch or a check follows */
+    LOOKUP_STATE_ASKING,     /* a batch is under way */
+    LOOKUP_STATE_CHECKING,   /* a check for changes is under way */
 };
 
 /* The statements, prepared unless a pooler is in between: one for each question, and the check for
@@ -91,12 +91,13 @@ struct lookup {
 
     /* Where each instance has a schema of its own: */
     struct instances *instances;
-    usec_t instances_due;      /* when they may be read again */
-    usec_t instances_begun;    /* when reading them began */
-    bool instances_doubtful;   /* the database has changed since they were read */
-    bool instances_told;       /* that they could not be read again */
-    enum lookup_state follows; /* after LOOKUP_REREADING: LOOKUP_ASKING or LOOKUP_CHECKING */
-    struct pipeline *pipeline; /* runs the batch */
+    usec_t instances_due;    /* when they may be read again */
+    usec_t instances_begun;  /* when reading them began */
+    bool instances_doubtful; /* the database has changed since they were read */
+    bool instances_told;     /* that they could not be read again */
+    enum lookup_state
+        follows; /* after LOOKUP_STATE_REREADING: LOOKUP_STATE_ASKING or LOOKUP_STATE_CHECKING */
+    struct pipeline *pipeline;                         /* runs the batch */
     const struct session_key *keys[SESSION_BATCH_MAX]; /* of the batch */
 };
 
@@ -195,7 +196,7 @@ static usec_t lookup_next_pause(struct lookup *lookup)
 static enum lookup_event __attribute__((format(printf, 3, 4)))
 lookup_give_up(struct lookup *lookup, usec_t now, const char *format, ...)
 {
-    bool waiting = lookup->state > LOOKUP_READY;
+    bool waiting = lookup->state > LOOKUP_STATE_READY;
     char trouble[sizeof lookup->trouble];
     va_list args;
 
@@ -209,8 +210,8 @@ lookup_give_up(struct lookup *lookup, usec_t now, const char *format, ...)
     lookup_disconnect(lookup);
     conninfo_free_hosts(&lookup->hosts);
     lookup_log_trouble(lookup, trouble);
-    lookup_enter(lookup, LOOKUP_PAUSED, now + lookup_next_pause(lookup));
-    return waiting ? LOOKUP_FAILED : LOOKUP_NOTHING;
+    lookup_enter(lookup, LOOKUP_STATE_PAUSED, now + lookup_next_pause(lookup));
+    return waiting ? LOOKUP_EVENT_FAILED : LOOKUP_EVENT_NOTHING;
 }
 
 /* What libpq says of the connection: its first line. */
@@ -239,7 +240,7 @@ static enum lookup_event lookup_give_up_silent(struct lookup *lookup, usec_t now
     struct conninfo_hosts others = conninfo_other_hosts(lookup->connection);
     enum lookup_event event;
 
-    if (lookup->state == LOOKUP_ASKING && lookup->layout.per_instance)
+    if (lookup->state == LOOKUP_STATE_ASKING && lookup->layout.per_instance)
         pipeline_blame(lookup->pipeline, now);
     event =
         lookup_give_up(lookup, now, "no answer within %d ms", (int)(lookup->timeout / USEC_PER_MS));
@@ -253,7 +254,7 @@ static bool lookup_watch_socket(struct lookup *lookup, uint32_t events)
     int fd = PQsocket(lookup->connection);
 
     /* While it connects libpq may replace its descriptor at any time. */
-    if (lookup->state != LOOKUP_CONNECTING && lookup->watched == events)
+    if (lookup->state != LOOKUP_STATE_CONNECTING && lookup->watched == events)
         return true;
     lookup->watched = events;
     return epoll_ctl(lookup->epoll_fd, EPOLL_CTL_MOD, fd, &event) == 0 ||
@@ -341,7 +342,7 @@ static enum lookup_event lookup_begin(
     lookup_enter(lookup, state, now + lookup->timeout);
     if (!queued || !lookup_flush(lookup))
         return lookup_give_up_connection(lookup, now);
-    return LOOKUP_NOTHING;
+    return LOOKUP_EVENT_NOTHING;
 }
 
 static void lookup_ignore_notice(void *context, const PGresult *result)
@@ -355,13 +356,13 @@ static enum lookup_event lookup_begin_connecting(struct lookup *lookup, usec_t n
     struct conninfo_params params = conninfo_params(lookup->conninfo, &lookup->hosts);
 
     lookup->connection = PQconnectStartParams(params.keywords, params.values, 1);
-    lookup_enter(lookup, LOOKUP_CONNECTING, now + lookup->timeout);
+    lookup_enter(lookup, LOOKUP_STATE_CONNECTING, now + lookup->timeout);
     if (!lookup->connection)
         return lookup_give_up(lookup, now, "out of memory");
     PQsetNoticeReceiver(lookup->connection, lookup_ignore_notice, NULL);
     if (PQstatus(lookup->connection) == CONNECTION_BAD || !lookup_watch_socket(lookup, EPOLLOUT))
         return lookup_give_up_connection(lookup, now);
-    return LOOKUP_NOTHING;
+    return LOOKUP_EVENT_NOTHING;
 }
 
 static enum lookup_event lookup_use_connection(struct lookup *lookup, usec_t now)
@@ -374,7 +375,8 @@ static enum lookup_event lookup_use_connection(struct lookup *lookup, usec_t now
             lookup, now, "its encoding is %s, not UTF8", encoding ? encoding : "unknown");
     if (PQsetnonblocking(lookup->connection, 1) != 0)
         return lookup_give_up_connection(lookup, now);
-    return lookup_begin(lookup, LOOKUP_LAYOUT, PQsendQuery(lookup->connection, sql_layout), now);
+    return lookup_begin(
+        lookup, LOOKUP_STATE_LAYOUT, PQsendQuery(lookup->connection, sql_layout), now);
 }
 
 static enum lookup_event lookup_continue_connecting(struct lookup *lookup, usec_t now)
@@ -383,10 +385,10 @@ static enum lookup_event lookup_continue_connecting(struct lookup *lookup, usec_
     case PGRES_POLLING_OK:
         return lookup_use_connection(lookup, now);
     case PGRES_POLLING_READING:
-        return lookup_watch_socket(lookup, EPOLLIN) ? LOOKUP_NOTHING
+        return lookup_watch_socket(lookup, EPOLLIN) ? LOOKUP_EVENT_NOTHING
                                                     : lookup_give_up_connection(lookup, now);
     case PGRES_POLLING_WRITING:
-        return lookup_watch_socket(lookup, EPOLLOUT) ? LOOKUP_NOTHING
+        return lookup_watch_socket(lookup, EPOLLOUT) ? LOOKUP_EVENT_NOTHING
                                                      : lookup_give_up_connection(lookup, now);
     case PGRES_POLLING_FAILED:
     case PGRES_POLLING_ACTIVE:
@@ -462,8 +464,8 @@ static void lookup_log_connected(struct lookup *lookup)
 
 static enum lookup_event lookup_end_batch(struct lookup *lookup)
 {
-    lookup_enter(lookup, LOOKUP_READY, USEC_NEVER);
-    return LOOKUP_ANSWERED;
+    lookup_enter(lookup, LOOKUP_STATE_READY, USEC_NEVER);
+    return LOOKUP_EVENT_ANSWERED;
 }
 
 static enum lookup_event lookup_read_batch(struct lookup *lookup, usec_t now)
@@ -504,8 +506,8 @@ static enum lookup_event lookup_read_check(struct lookup *lookup, usec_t now)
     PQclear(lookup->version_as);
     lookup->version_as = lookup->result;
     lookup->result = NULL;
-    lookup_enter(lookup, LOOKUP_READY, USEC_NEVER);
-    return LOOKUP_CHECKED;
+    lookup_enter(lookup, LOOKUP_STATE_READY, USEC_NEVER);
+    return LOOKUP_EVENT_CHECKED;
 }
 
 static const char *lookup_text(const struct lookup *lookup, int statement)
@@ -524,8 +526,8 @@ static enum lookup_event lookup_become_ready(struct lookup *lookup, usec_t now)
 {
     lookup->connected_at = now;
     lookup_log_connected(lookup);
-    lookup_enter(lookup, LOOKUP_READY, USEC_NEVER);
-    return LOOKUP_NOTHING;
+    lookup_enter(lookup, LOOKUP_STATE_READY, USEC_NEVER);
+    return LOOKUP_EVENT_NOTHING;
 }
 
 /* Prepares the next statement. Through a pooler there is nothing to prepare: the next transaction
@@ -536,7 +538,7 @@ static enum lookup_event lookup_prepare(struct lookup *lookup, usec_t now)
 
     if (lookup->pooled || statement == STATEMENTS)
         return lookup_become_ready(lookup, now);
-    return lookup_begin(lookup, LOOKUP_PREPARING,
+    return lookup_begin(lookup, LOOKUP_STATE_PREPARING,
         PQsendPrepare(
             lookup->connection, lookup_names[statement], lookup_text(lookup, statement), 0, NULL),
         now);
@@ -589,7 +591,7 @@ static enum lookup_event lookup_read_instances(
     int ms = (int)(lookup->timeout / USEC_PER_MS);
     struct settings settings = lookup->settings;
 
-    settings.statement_ms = state == LOOKUP_REREADING ? ms / INSTANCES_SHARE : ms;
+    settings.statement_ms = state == LOOKUP_STATE_REREADING ? ms / INSTANCES_SHARE : ms;
     lookup->instances_begun = now;
     lookup->instances_doubtful = false;
     return lookup_begin(
@@ -645,7 +647,7 @@ static enum lookup_event lookup_use_pipeline(
 {
     switch (result) {
     case PIPELINE_BUSY:
-        return LOOKUP_NOTHING;
+        return LOOKUP_EVENT_NOTHING;
     case PIPELINE_DONE:
         return lookup_end_batch(lookup);
     case PIPELINE_NO_MEMORY:
@@ -660,7 +662,7 @@ static enum lookup_event lookup_send_pipeline(struct lookup *lookup, usec_t now)
 {
     enum pipeline_result result;
 
-    lookup_enter(lookup, LOOKUP_ASKING, now + lookup->timeout);
+    lookup_enter(lookup, LOOKUP_STATE_ASKING, now + lookup->timeout);
     result = pipeline_send(lookup->pipeline, lookup->connection,
         lookup->pooled ? &lookup->settings : NULL, lookup->question, lookup->keys, lookup->count,
         lookup->answers, now);
@@ -682,14 +684,14 @@ static enum lookup_event lookup_continue_pipeline(struct lookup *lookup, usec_t 
 static enum lookup_event lookup_send_check(struct lookup *lookup, usec_t now)
 {
     return lookup_begin(
-        lookup, LOOKUP_CHECKING, lookup_queue(lookup, STATEMENT_CHANGES, NULL), now);
+        lookup, LOOKUP_STATE_CHECKING, lookup_queue(lookup, STATEMENT_CHANGES, NULL), now);
 }
 
 /* What the list was read for. */
 static enum lookup_event lookup_send_following(struct lookup *lookup, usec_t now)
 {
-    return lookup->follows == LOOKUP_CHECKING ? lookup_send_check(lookup, now)
-                                              : lookup_send_pipeline(lookup, now);
+    return lookup->follows == LOOKUP_STATE_CHECKING ? lookup_send_check(lookup, now)
+                                                    : lookup_send_pipeline(lookup, now);
 }
 
 /* Sends a batch or a check; before it the list of instances is read again where it has to be. */
@@ -698,7 +700,7 @@ static enum lookup_event lookup_send_with_list(
 {
     lookup->follows = follows;
     return lookup_rereads_instances(lookup, now)
-               ? lookup_read_instances(lookup, LOOKUP_REREADING, now)
+               ? lookup_read_instances(lookup, LOOKUP_STATE_REREADING, now)
                : lookup_send_following(lookup, now);
 }
 
@@ -731,7 +733,7 @@ static enum lookup_event lookup_use_settings(struct lookup *lookup, usec_t now)
     lookup->prepared = 0;
     if (!lookup->layout.per_instance)
         return lookup_prepare(lookup, now);
-    return lookup_read_instances(lookup, LOOKUP_INSTANCES, now);
+    return lookup_read_instances(lookup, LOOKUP_STATE_INSTANCES, now);
 }
 
 static enum lookup_event lookup_use_layout(struct lookup *lookup, usec_t now)
@@ -751,7 +753,7 @@ static enum lookup_event lookup_use_layout(struct lookup *lookup, usec_t now)
     lookup->pooled = layout->backend != PQbackendPID(lookup->connection);
     if (lookup->pooled)
         return lookup_use_settings(lookup, now);
-    return lookup_begin(lookup, LOOKUP_SESSION,
+    return lookup_begin(lookup, LOOKUP_STATE_SESSION,
         settings_send(lookup->connection, &lookup->settings, SETTINGS_OF_SESSION), now);
 }
 
@@ -761,54 +763,54 @@ static enum lookup_event lookup_use_layout(struct lookup *lookup, usec_t now)
 static enum lookup_event lookup_advance(struct lookup *lookup, usec_t now)
 {
     switch (lookup->state) {
-    case LOOKUP_LAYOUT:
+    case LOOKUP_STATE_LAYOUT:
         return lookup_use_layout(lookup, now);
-    case LOOKUP_SESSION:
+    case LOOKUP_STATE_SESSION:
         return lookup_use_settings(lookup, now);
-    case LOOKUP_INSTANCES:
+    case LOOKUP_STATE_INSTANCES:
         return lookup_use_first_instances(lookup, now);
-    case LOOKUP_REREADING:
+    case LOOKUP_STATE_REREADING:
         return lookup_use_new_instances(lookup, now);
-    case LOOKUP_PREPARING:
+    case LOOKUP_STATE_PREPARING:
         return lookup_use_prepared(lookup, now);
-    case LOOKUP_ASKING:
+    case LOOKUP_STATE_ASKING:
         return lookup_read_batch(lookup, now);
-    case LOOKUP_CHECKING:
+    case LOOKUP_STATE_CHECKING:
         return lookup_read_check(lookup, now);
-    case LOOKUP_PAUSED:
-    case LOOKUP_CONNECTING:
-    case LOOKUP_READY:
+    case LOOKUP_STATE_PAUSED:
+    case LOOKUP_STATE_CONNECTING:
+    case LOOKUP_STATE_READY:
         break;
     }
-    return LOOKUP_NOTHING;
+    return LOOKUP_EVENT_NOTHING;
 }
 
 static enum lookup_event lookup_continue_statement(struct lookup *lookup, usec_t now)
 {
     bool complete;
 
-    if (lookup->state == LOOKUP_ASKING && lookup->layout.per_instance)
+    if (lookup->state == LOOKUP_STATE_ASKING && lookup->layout.per_instance)
         return lookup_continue_pipeline(lookup, now);
     if (!lookup_receive(lookup, &complete) || PQstatus(lookup->connection) == CONNECTION_BAD)
         return lookup_give_up_statement(lookup, now);
-    if (!complete || lookup->state == LOOKUP_READY)
-        return LOOKUP_NOTHING;
+    if (!complete || lookup->state == LOOKUP_STATE_READY)
+        return LOOKUP_EVENT_NOTHING;
     if (!lookup_succeeded(lookup))
-        return lookup->state == LOOKUP_REREADING ? lookup_keep_instances(lookup, now)
-                                                 : lookup_give_up_statement(lookup, now);
+        return lookup->state == LOOKUP_STATE_REREADING ? lookup_keep_instances(lookup, now)
+                                                       : lookup_give_up_statement(lookup, now);
     return lookup_advance(lookup, now);
 }
 
 enum lookup_event lookup_step(struct lookup *lookup, bool announced, usec_t now)
 {
-    enum lookup_event event = LOOKUP_NOTHING;
+    enum lookup_event event = LOOKUP_EVENT_NOTHING;
 
-    if (lookup->state == LOOKUP_PAUSED)
-        return now >= lookup->due ? lookup_begin_connecting(lookup, now) : LOOKUP_NOTHING;
+    if (lookup->state == LOOKUP_STATE_PAUSED)
+        return now >= lookup->due ? lookup_begin_connecting(lookup, now) : LOOKUP_EVENT_NOTHING;
     if (announced)
-        event = lookup->state == LOOKUP_CONNECTING ? lookup_continue_connecting(lookup, now)
-                                                   : lookup_continue_statement(lookup, now);
-    if (event != LOOKUP_NOTHING || lookup->state == LOOKUP_PAUSED || now < lookup->due)
+        event = lookup->state == LOOKUP_STATE_CONNECTING ? lookup_continue_connecting(lookup, now)
+                                                         : lookup_continue_statement(lookup, now);
+    if (event != LOOKUP_EVENT_NOTHING || lookup->state == LOOKUP_STATE_PAUSED || now < lookup->due)
         return event;
     return lookup_give_up_silent(lookup, now);
 }
@@ -820,12 +822,12 @@ usec_t lookup_due(const struct lookup *lookup)
 
 bool lookup_ready(const struct lookup *lookup)
 {
-    return lookup->state == LOOKUP_READY;
+    return lookup->state == LOOKUP_STATE_READY;
 }
 
 bool lookup_away(const struct lookup *lookup)
 {
-    return lookup->state < LOOKUP_READY;
+    return lookup->state < LOOKUP_STATE_READY;
 }
 
 static bool lookup_put_keys(
@@ -841,11 +843,11 @@ static bool lookup_put_keys(
 static enum lookup_event lookup_send_statement(
     struct lookup *lookup, const struct session_key *const keys[], usec_t now)
 {
-    lookup_enter(lookup, LOOKUP_ASKING, now + lookup->timeout);
+    lookup_enter(lookup, LOOKUP_STATE_ASKING, now + lookup->timeout);
     if (!lookup_put_keys(lookup, keys, lookup->count))
         return lookup_give_up(lookup, now, "out of memory");
-    return lookup_begin(
-        lookup, LOOKUP_ASKING, lookup_queue(lookup, (int)lookup->question, &lookup->params), now);
+    return lookup_begin(lookup, LOOKUP_STATE_ASKING,
+        lookup_queue(lookup, (int)lookup->question, &lookup->params), now);
 }
 
 enum lookup_event lookup_send(struct lookup *lookup, enum session_question question,
@@ -856,7 +858,7 @@ enum lookup_event lookup_send(struct lookup *lookup, enum session_question quest
     if (!lookup->layout.per_instance)
         return lookup_send_statement(lookup, keys, now);
     memcpy(lookup->keys, keys, count * sizeof *keys);
-    return lookup_send_with_list(lookup, LOOKUP_ASKING, now);
+    return lookup_send_with_list(lookup, LOOKUP_STATE_ASKING, now);
 }
 
 const struct session_answer *lookup_answers(const struct lookup *lookup)
@@ -866,7 +868,7 @@ const struct session_answer *lookup_answers(const struct lookup *lookup)
 
 enum lookup_event lookup_check_changes(struct lookup *lookup, usec_t now)
 {
-    return lookup_send_with_list(lookup, LOOKUP_CHECKING, now);
+    return lookup_send_with_list(lookup, LOOKUP_STATE_CHECKING, now);
 }
 
 uint64_t lookup_version(const struct lookup *lookup)

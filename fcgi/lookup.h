@@ -24,10 +24,11 @@ struct settings;
 
 /* The result of a step. */
 enum lookup_event {
-    LOOKUP_NOTHING,
-    LOOKUP_ANSWERED, /* the batch has its answers: lookup_answers() */
-    LOOKUP_CHECKED,  /* the check for changes has its result: lookup_version() */
-    LOOKUP_FAILED,   /* the batch or check under way has no answer; the connection is replaced */
+    LOOKUP_EVENT_NOTHING,
+    LOOKUP_EVENT_ANSWERED, /* the batch has its answers: lookup_answers() */
+    LOOKUP_EVENT_CHECKED,  /* the check for changes has its result: lookup_version() */
+    LOOKUP_EVENT_FAILED,   /* the batch or check under way has no answer; the connection is replaced
+                            */
 };
 
 /*
@@ -57,17 +58,17 @@ bool lookup_ready(const struct lookup *lookup);
 bool lookup_away(const struct lookup *lookup);
 
 /* Sends a batch of 1 to SESSION_BATCH_MAX keys, which live until the batch has its answers or has
- * failed; lookup_ready() was true. LOOKUP_NOTHING, LOOKUP_FAILED, or LOOKUP_ANSWERED if the
- * database does not have to be asked. */
+ * failed; lookup_ready() was true. LOOKUP_EVENT_NOTHING, LOOKUP_EVENT_FAILED, or
+ * LOOKUP_EVENT_ANSWERED if the database does not have to be asked. */
 enum lookup_event lookup_send(struct lookup *lookup, enum session_question question,
     const struct session_key *const keys[], size_t count, usec_t now);
 
-/* The answers to the batch that LOOKUP_ANSWERED was about, in the order of its keys. Their texts
- * live until the next lookup_step(), lookup_send() or lookup_check_changes(). */
+/* The answers to the batch that LOOKUP_EVENT_ANSWERED was about, in the order of its keys. Their
+ * texts live until the next lookup_step(), lookup_send() or lookup_check_changes(). */
 const struct session_answer *lookup_answers(const struct lookup *lookup);
 
 /* Sends the check whether anything was committed since the last check; lookup_ready() was true.
- * LOOKUP_NOTHING, or LOOKUP_FAILED. LOOKUP_CHECKED follows. */
+ * LOOKUP_EVENT_NOTHING, or LOOKUP_EVENT_FAILED. LOOKUP_EVENT_CHECKED follows. */
 enum lookup_event lookup_check_changes(struct lookup *lookup, usec_t now);
 
 /*

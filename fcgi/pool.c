@@ -271,8 +271,8 @@ static void pool_slot_died(struct slot *slot, int status, usec_t now)
 static enum metrics_end pool_slot_end(const struct pool *pool, const struct slot *slot)
 {
     if (pool_slot_active(slot))
-        return METRICS_DIED;
-    return pool->state == POOL_STOPPING ? METRICS_STOPPED : METRICS_REPLACED;
+        return METRICS_END_DIED;
+    return pool->state == POOL_STOPPING ? METRICS_END_STOPPED : METRICS_END_REPLACED;
 }
 
 static void pool_reap(struct pool *pool, usec_t now)

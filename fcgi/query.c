@@ -28,12 +28,12 @@ struct path {
     struct part instance, session;
 };
 
-static bool part_is(struct part part, const char *text)
+static bool query_part_is(struct part part, const char *text)
 {
     return part.length == strlen(text) && memcmp(part.at, text, part.length) == 0;
 }
 
-static int hex_value(char c)
+static int query_hex_value(char c)
 {
     if (c >= '0' && c <= '9')
         return c - '0';
@@ -45,7 +45,7 @@ static int hex_value(char c)
 }
 
 /* How many bytes the UTF-8 sequence at the front takes (RFC 3629, section 4), 0 if it is none. */
-static size_t utf8_sequence(const unsigned char *at, size_t left)
+static size_t query_utf8_sequence(const unsigned char *at, size_t left)
 {
     static const struct {
         unsigned char first_low, first_high, second_low, second_high;
@@ -76,12 +76,12 @@ static size_t utf8_sequence(const unsigned char *at, size_t left)
     return 0;
 }
 
-static bool is_text(const char *bytes, size_t length)
+static bool query_is_text(const char *bytes, size_t length)
 {
     const unsigned char *at = (const unsigned char *)bytes;
 
     while (length > 0) {
-        size_t n = utf8_sequence(at, length);
+        size_t n = query_utf8_sequence(at, length);
 
         if (n == 0 || at[0] == '\0')
             return false;
@@ -92,7 +92,7 @@ static bool is_text(const char *bytes, size_t length)
 }
 
 /* Decodes a value into space, NUL-terminated. NULL if it is not well-formed, or not text. */
-static const char *decode(struct space *space, struct part part, enum coding coding)
+static const char *query_decode(struct space *space, struct part part, enum coding coding)
 {
     char *start = space->at, *to = start;
 
@@ -102,8 +102,8 @@ static const char *decode(struct space *space, struct part part, enum coding cod
         char c = part.at[i];
 
         if (c == '%' && coding != CODING_NONE) {
-            int high = i + 2 < part.length ? hex_value(part.at[i + 1]) : -1;
-            int low = high >= 0 ? hex_value(part.at[i + 2]) : -1;
+            int high = i + 2 < part.length ? query_hex_value(part.at[i + 1]) : -1;
+            int low = high >= 0 ? query_hex_value(part.at[i + 2]) : -1;
 
             if (low < 0)
                 return NULL;
@@ -114,7 +114,7 @@ static const char *decode(struct space *space, struct part part, enum coding cod
         }
         *to++ = c;
     }
-    if (!is_text(start, (size_t)(to - start)))
+    if (!query_is_text(start, (size_t)(to - start)))
         return NULL;
     *to++ = '\0';
     space->left -= (size_t)(to - start);
@@ -123,7 +123,7 @@ static const char *decode(struct space *space, struct part part, enum coding cod
 }
 
 /* Takes the last segment off a path; false if there is no slash left. */
-static bool take_segment(struct part *path, struct part *segment)
+static bool query_take_segment(struct part *path, struct part *segment)
 {
     const char *slash = memrchr(path->at, '/', path->length);
 
@@ -136,21 +136,21 @@ static bool take_segment(struct part *path, struct part *segment)
 }
 
 /* Finds the session and the instance in a path, from its end. */
-static bool split_path(struct part whole, struct path *path)
+static bool query_split_path(struct part whole, struct path *path)
 {
     struct part word;
 
     if (whole.length > 0 && whole.at[whole.length - 1] == '/')
         whole.length--;
-    if (!take_segment(&whole, &path->session) || path->session.length == 0)
+    if (!query_take_segment(&whole, &path->session) || path->session.length == 0)
         return false;
-    if (!take_segment(&whole, &word) || !part_is(word, "sessions"))
+    if (!query_take_segment(&whole, &word) || !query_part_is(word, "sessions"))
         return false;
     path->instance = (struct part){"", 0};
-    if (take_segment(&whole, &word)) {
+    if (query_take_segment(&whole, &word)) {
         struct part instance = word;
 
-        if (take_segment(&whole, &word) && part_is(word, "instances")) {
+        if (query_take_segment(&whole, &word) && query_part_is(word, "instances")) {
             path->instance = instance;
             return instance.length > 0;
         }
@@ -159,7 +159,8 @@ static bool split_path(struct part whole, struct path *path)
 }
 
 /* The path as the client sent it, else as the web server decoded it (RFC 3875, section 4.1.5). */
-static bool find_path(const struct query_source *source, struct space *space, struct path *path)
+static bool query_find_path(
+    const struct query_source *source, struct space *space, struct path *path)
 {
     const char *script = source->script_name ? source->script_name : "";
     const char *info = source->path_info ? source->path_info : "";
@@ -168,18 +169,18 @@ static bool find_path(const struct query_source *source, struct space *space, st
     if (source->request_uri && source->request_uri[0] != '\0') {
         path->coding = CODING_PERCENT;
         whole = (struct part){source->request_uri, strcspn(source->request_uri, "?#")};
-        return split_path(whole, path);
+        return query_split_path(whole, path);
     }
     if (whole.length >= space->left)
         return false;
     space->at = stpcpy(stpcpy(space->at, script), info) + 1;
     space->left -= whole.length + 1;
     path->coding = CODING_NONE;
-    return split_path(whole, path);
+    return query_split_path(whole, path);
 }
 
 /* Takes the first name=value pair off a query string; false if there is none. */
-static bool take_parameter(const char **at, struct part *name, struct part *value)
+static bool query_take_parameter(const char **at, struct part *name, struct part *value)
 {
     size_t length, equals;
 
@@ -195,15 +196,15 @@ static bool take_parameter(const char **at, struct part *name, struct part *valu
 }
 
 /* How often a parameter is there; its last value. Names may be encoded as well as values. */
-static unsigned find_parameter(
+static unsigned query_find_parameter(
     const char *query, struct space space, const char *wanted, struct part *found)
 {
     struct part name, value;
     unsigned count = 0;
 
-    while (take_parameter(&query, &name, &value)) {
+    while (query_take_parameter(&query, &name, &value)) {
         struct space scratch = space;
-        const char *plain = decode(&scratch, name, CODING_FORM);
+        const char *plain = query_decode(&scratch, name, CODING_FORM);
 
         if (!plain || strcmp(plain, wanted) != 0)
             continue;
@@ -214,7 +215,7 @@ static unsigned find_parameter(
 }
 
 /* scheme ":" and at least one more character, none of them a control character or a space. */
-static bool is_absolute_uri(const char *text)
+static bool query_is_absolute_uri(const char *text)
 {
     static const char letters[] = "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ";
     static const char others[] =
@@ -229,7 +230,7 @@ static bool is_absolute_uri(const char *text)
     return true;
 }
 
-static bool read_number(const char *text, int64_t *number)
+static bool query_read_number(const char *text, int64_t *number)
 {
     if (*text == '\0')
         return false;
@@ -244,32 +245,32 @@ static bool read_number(const char *text, int64_t *number)
     return true;
 }
 
-static enum query_verdict fault(
+static enum query_verdict query_fault(
     struct query *query, const char *parameter, enum query_verdict verdict)
 {
     query->parameter = parameter;
     return verdict;
 }
 
-static enum query_verdict read_parameters(
+static enum query_verdict query_read_parameters(
     const char *query_string, struct space *space, struct query *query)
 {
     struct part value;
     const char *text;
-    unsigned count = find_parameter(query_string, *space, "fulfillment_url", &value);
+    unsigned count = query_find_parameter(query_string, *space, "fulfillment_url", &value);
 
     if (count == 0)
-        return fault(query, "fulfillment_url", QUERY_PARAMETER_MISSING);
-    query->key.url = count == 1 ? decode(space, value, CODING_FORM) : NULL;
-    if (!query->key.url || !is_absolute_uri(query->key.url))
-        return fault(query, "fulfillment_url", QUERY_PARAMETER_MALFORMED);
+        return query_fault(query, "fulfillment_url", QUERY_PARAMETER_MISSING);
+    query->key.url = count == 1 ? query_decode(space, value, CODING_FORM) : NULL;
+    if (!query->key.url || !query_is_absolute_uri(query->key.url))
+        return query_fault(query, "fulfillment_url", QUERY_PARAMETER_MALFORMED);
     query->timeout_ms = 0;
-    count = find_parameter(query_string, *space, "timeout_ms", &value);
+    count = query_find_parameter(query_string, *space, "timeout_ms", &value);
     if (count == 0)
         return QUERY_LOOKUP;
-    text = count == 1 ? decode(space, value, CODING_FORM) : NULL;
-    if (!text || !read_number(text, &query->timeout_ms))
-        return fault(query, "timeout_ms", QUERY_PARAMETER_MALFORMED);
+    text = count == 1 ? query_decode(space, value, CODING_FORM) : NULL;
+    if (!text || !query_read_number(text, &query->timeout_ms))
+        return query_fault(query, "timeout_ms", QUERY_PARAMETER_MALFORMED);
     return QUERY_LOOKUP;
 }
 
@@ -282,17 +283,18 @@ enum query_verdict query_read(
 
     if (source->metrics && source->metrics[0] != '\0')
         return QUERY_METRICS;
-    if (!find_path(source, &free_space, &path))
+    if (!query_find_path(source, &free_space, &path))
         return QUERY_ENDPOINT_UNKNOWN;
     if (strcmp(method, "OPTIONS") == 0)
         return QUERY_OPTIONS;
     if (strcmp(method, "GET") != 0 && strcmp(method, "HEAD") != 0)
         return QUERY_METHOD_INVALID;
-    query->key.instance = decode(&free_space, path.instance, path.coding);
+    query->key.instance = query_decode(&free_space, path.instance, path.coding);
     if (!query->key.instance)
-        return fault(query, "instance", QUERY_PARAMETER_MALFORMED);
-    query->key.session = decode(&free_space, path.session, path.coding);
+        return query_fault(query, "instance", QUERY_PARAMETER_MALFORMED);
+    query->key.session = query_decode(&free_space, path.session, path.coding);
     if (!query->key.session)
-        return fault(query, "session_id", QUERY_PARAMETER_MALFORMED);
-    return read_parameters(source->query_string ? source->query_string : "", &free_space, query);
+        return query_fault(query, "session_id", QUERY_PARAMETER_MALFORMED);
+    return query_read_parameters(
+        source->query_string ? source->query_string : "", &free_space, query);
 }

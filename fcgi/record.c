@@ -238,25 +238,25 @@ static enum record_event record_end_of_begin(struct record_reader *reader)
     unsigned role = (unsigned)reader->begin[0] << 8 | reader->begin[1];
 
     if (reader->phase != RECORD_PHASE_IDLE)
-        return RECORD_SECOND;
+        return RECORD_EVENT_SECOND;
     if (role != FCGI_RESPONDER)
-        return RECORD_UNKNOWN_ROLE;
+        return RECORD_EVENT_UNKNOWN_ROLE;
     record_set_phase(reader, RECORD_PHASE_PARAMS);
-    return RECORD_MORE;
+    return RECORD_EVENT_MORE;
 }
 
 static enum record_event record_end_of_params(struct record_reader *reader)
 {
     if (!record_keep_wanted(&reader->params))
-        return RECORD_BROKEN;
+        return RECORD_EVENT_BROKEN;
     record_set_phase(reader, RECORD_PHASE_STDIN);
-    return RECORD_MORE;
+    return RECORD_EVENT_MORE;
 }
 
 static enum record_event record_end_of_stdin(struct record_reader *reader)
 {
     record_set_phase(reader, RECORD_PHASE_WHOLE);
-    return RECORD_REQUEST;
+    return RECORD_EVENT_REQUEST;
 }
 
 /* The record in progress is complete, padding and all. */
@@ -264,16 +264,16 @@ static enum record_event record_complete(struct record_reader *reader)
 {
     reader->event_id = record_id(reader);
     if (record_id(reader) == FCGI_NULL_REQUEST_ID)
-        return RECORD_MANAGEMENT;
+        return RECORD_EVENT_MANAGEMENT;
     if (reader->header[1] == FCGI_BEGIN_REQUEST)
         return record_end_of_begin(reader);
     /* Records of a request that is not, or no longer, there are to be ignored (section 3.3). */
     if (!record_is_of_request(reader))
-        return RECORD_MORE;
+        return RECORD_EVENT_MORE;
     if (reader->header[1] == FCGI_ABORT_REQUEST)
-        return RECORD_ABORT;
+        return RECORD_EVENT_ABORT;
     if (record_content(reader) > 0)
-        return RECORD_MORE;
+        return RECORD_EVENT_MORE;
     return reader->header[1] == FCGI_PARAMS ? record_end_of_params(reader)
                                             : record_end_of_stdin(reader);
 }
@@ -290,11 +290,11 @@ static enum record_event record_read_header(
     memcpy(reader->header + reader->header_length, bytes, *used);
     reader->header_length = (uint8_t)(reader->header_length + *used);
     if (reader->header_length < sizeof reader->header)
-        return RECORD_MORE;
+        return RECORD_EVENT_MORE;
     if (!record_header_is_sound(reader))
-        return RECORD_BROKEN;
+        return RECORD_EVENT_BROKEN;
     record_set_part(reader, RECORD_PART_CONTENT);
-    return RECORD_MORE;
+    return RECORD_EVENT_MORE;
 }
 
 static enum record_event record_read_content(
@@ -302,11 +302,11 @@ static enum record_event record_read_content(
 {
     *used = record_smaller(length, reader->content_left);
     if (*used > 0 && !record_keep_content(reader, bytes, *used))
-        return RECORD_NO_MEMORY;
+        return RECORD_EVENT_NO_MEMORY;
     reader->content_left = (uint16_t)(reader->content_left - *used);
     if (reader->content_left == 0)
         record_set_part(reader, RECORD_PART_PADDING);
-    return RECORD_MORE;
+    return RECORD_EVENT_MORE;
 }
 
 static enum record_event record_read_padding(
@@ -315,7 +315,7 @@ static enum record_event record_read_padding(
     *used = record_smaller(length, reader->padding_left);
     reader->padding_left = (uint8_t)(reader->padding_left - *used);
     if (reader->padding_left > 0)
-        return RECORD_MORE;
+        return RECORD_EVENT_MORE;
     record_set_part(reader, RECORD_PART_HEADER);
     return record_complete(reader);
 }
@@ -344,10 +344,10 @@ static bool record_part_is_empty(const struct record_reader *reader)
 enum record_event record_read(
     struct record_reader *reader, const unsigned char *bytes, size_t length, size_t *used)
 {
-    enum record_event event = RECORD_MORE;
+    enum record_event event = RECORD_EVENT_MORE;
 
     *used = 0;
-    while (event == RECORD_MORE && (*used < length || record_part_is_empty(reader))) {
+    while (event == RECORD_EVENT_MORE && (*used < length || record_part_is_empty(reader))) {
         size_t n;
 
         event = record_read_part(reader, bytes + *used, length - *used, &n);

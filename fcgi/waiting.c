@@ -557,20 +557,20 @@ enum waiting_step waiting_next(struct waiting *waiting, struct waiting_batch *ba
 
     waiting_release_held(waiting, now);
     if (!waiting_choose_turn(waiting, &turn, now))
-        return WAITING_NOTHING;
+        return WAITING_STEP_NOTHING;
     switch (turn) {
     case TURN_FRESH:
         waiting_take_fresh(waiting, now);
         break;
     case TURN_CHECK:
         waiting->sent_at = now;
-        return WAITING_CHECK;
+        return WAITING_STEP_CHECK;
     case TURN_POLL:
         waiting_take_polls(waiting, now);
         break;
     }
     waiting_copy_batch(waiting, batch);
-    return WAITING_BATCH;
+    return WAITING_STEP_BATCH;
 }
 
 usec_t waiting_due(const struct waiting *waiting, usec_t now)

@@ -97,9 +97,9 @@ struct watch {
 
 /* What the caller is to send to the database. */
 enum waiting_step {
-    WAITING_NOTHING, /* nothing to ask yet: see waiting_due() */
-    WAITING_CHECK,   /* whether the database has changed: report by waiting_checked() */
-    WAITING_BATCH,   /* the batch: report by waiting_settle() */
+    WAITING_STEP_NOTHING, /* nothing to ask yet: see waiting_due() */
+    WAITING_STEP_CHECK,   /* whether the database has changed: report by waiting_checked() */
+    WAITING_STEP_BATCH,   /* the batch: report by waiting_settle() */
 };
 
 /* The keys of a batch, which live until its end is reported. */

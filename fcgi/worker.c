@@ -49,7 +49,7 @@ struct worker_batch {
 struct worker {
     const struct options *options;
     int epoll_fd, listen_fd;
-    struct acceptor *acceptor;
+    struct connections *connections;
     struct lookup *lookup;
     struct waiting *waiting;
     struct metrics *metrics;
@@ -279,15 +279,15 @@ static void worker_handle_connection(
     struct worker *worker, struct connection *connection, usec_t now)
 {
     switch (connection_read(connection, now)) {
-    case CONNECTION_NOTHING:
+    case CONNECTION_EVENT_NOTHING:
         break;
-    case CONNECTION_REQUEST:
+    case CONNECTION_EVENT_REQUEST:
         worker_begin_request(worker, connection, now);
         break;
-    case CONNECTION_REFUSE:
+    case CONNECTION_EVENT_REFUSE:
         worker_reply(worker, connection, REPLY_DATABASE_FAILED, NULL, false, now);
         break;
-    case CONNECTION_GONE:
+    case CONNECTION_EVENT_GONE:
         metrics_count_unanswered(worker->metrics);
         worker_end_request(worker, connection_owner(connection));
         connection_close(connection, connection_trouble(connection));
@@ -299,7 +299,7 @@ static void worker_handle_connection(
 static void worker_accept(struct worker *worker, int most, usec_t now)
 {
     for (int i = 0; i < most; i++) {
-        struct connection *connection = acceptor_accept(worker->acceptor, now);
+        struct connection *connection = connections_accept(worker->connections, now);
 
         if (!connection)
             return;
@@ -311,7 +311,7 @@ static void worker_accept(struct worker *worker, int most, usec_t now)
 static size_t worker_park_limit(const struct worker *worker)
 {
     size_t allowed = (size_t)worker->options->max_waiting;
-    size_t possible = acceptor_park_limit(worker->acceptor);
+    size_t possible = connections_park_limit(worker->connections);
 
     return allowed < possible ? allowed : possible;
 }
@@ -319,19 +319,19 @@ static size_t worker_park_limit(const struct worker *worker)
 static void worker_handle_lookup(struct worker *worker, enum lookup_event event, usec_t now)
 {
     switch (event) {
-    case LOOKUP_NOTHING:
+    case LOOKUP_EVENT_NOTHING:
         return;
-    case LOOKUP_CHECKED:
+    case LOOKUP_EVENT_CHECKED:
         metrics_note_version(worker->metrics, lookup_version(worker->lookup), now);
         waiting_checked(worker->waiting, lookup_version(worker->lookup), now);
         break;
-    case LOOKUP_ANSWERED:
+    case LOOKUP_EVENT_ANSWERED:
         metrics_observe_batch(
             worker->metrics, worker->batch.question, worker->batch.keys, now - worker->batch.sent);
         waiting_settle(
             worker->waiting, lookup_answers(worker->lookup), worker_park_limit(worker), now);
         break;
-    case LOOKUP_FAILED:
+    case LOOKUP_EVENT_FAILED:
         waiting_failed(worker->waiting);
         break;
     }
@@ -342,17 +342,17 @@ static void worker_handle_lookup(struct worker *worker, enum lookup_event event,
 static void worker_ask(struct worker *worker, usec_t now)
 {
     struct waiting_batch batch;
-    enum lookup_event event = LOOKUP_NOTHING;
+    enum lookup_event event = LOOKUP_EVENT_NOTHING;
 
     if (!lookup_ready(worker->lookup))
         return;
     switch (waiting_next(worker->waiting, &batch, now)) {
-    case WAITING_NOTHING:
+    case WAITING_STEP_NOTHING:
         break;
-    case WAITING_CHECK:
+    case WAITING_STEP_CHECK:
         event = lookup_check_changes(worker->lookup, now);
         break;
-    case WAITING_BATCH:
+    case WAITING_STEP_BATCH:
         worker->batch = (struct worker_batch){batch.question, batch.count, now};
         event = lookup_send(worker->lookup, batch.question, batch.keys, batch.count, now);
         break;
@@ -364,12 +364,12 @@ static void worker_begin_stopping(struct worker *worker, usec_t now)
 {
     if (worker_is_stopping(worker))
         return;
-    log_debug("stopping with %zu connections open", acceptor_count(worker->acceptor));
+    log_debug("stopping with %zu connections open", connections_count(worker->connections));
     worker->stop_due = now + STOP_GRACE;
     /* A pool does it itself: it also stops workers that it replaces. */
     if (worker->options->workers == 0 && worker->options->listen)
         listener_refuse(worker->listen_fd);
-    acceptor_stop(worker->acceptor);
+    connections_stop(worker->connections);
     worker_accept(worker, ACCEPT_LAST, now);
     waiting_stop(worker->waiting, now + STOP_ASK);
 }
@@ -380,7 +380,7 @@ static void worker_set_gauges(struct worker *worker)
     const struct metrics_gauges gauges = {
         .waiting = waiting_parked(worker->waiting),
         .waiting_limit = worker_park_limit(worker),
-        .connections = acceptor_count(worker->acceptor),
+        .connections = connections_count(worker->connections),
         .database_up = !lookup_away(worker->lookup),
     };
 
@@ -389,7 +389,7 @@ static void worker_set_gauges(struct worker *worker)
 
 static usec_t worker_next_due(const struct worker *worker, usec_t now)
 {
-    usec_t due = usec_min(worker->stop_due, acceptor_due(worker->acceptor));
+    usec_t due = usec_min(worker->stop_due, connections_due(worker->connections));
 
     due = usec_min(due, lookup_due(worker->lookup));
     due = usec_min(due, waiting_expire_due(worker->waiting));
@@ -449,7 +449,7 @@ static bool worker_turn(struct worker *worker, const sigset_t *unblocked)
     }
     if (incoming && !worker_is_stopping(worker))
         worker_accept(worker, ACCEPT_AT_ONCE, now); /* epoll announces the rest again */
-    acceptor_expire(worker->acceptor, now);
+    connections_expire(worker->connections, now);
     worker_handle_lookup(worker, lookup_step(worker->lookup, announced, now), now);
     waiting_expire(worker->waiting, now);
     worker_take_outcomes(worker, now);
@@ -463,7 +463,7 @@ static bool worker_turn(struct worker *worker, const sigset_t *unblocked)
 static bool worker_is_done(const struct worker *worker)
 {
     return worker_is_stopping(worker) &&
-           (acceptor_count(worker->acceptor) == 0 || clock_now() >= worker->stop_due);
+           (connections_count(worker->connections) == 0 || clock_now() >= worker->stop_due);
 }
 
 /* Answers what is still open at the end of the grace: the database has not answered. */
@@ -502,15 +502,15 @@ static bool worker_open(struct worker *worker)
         log_error("cannot start: %s", strerror(errno));
         return false;
     }
-    worker->acceptor = acceptor_open(worker->epoll_fd, worker->listen_fd);
-    return worker->acceptor;
+    worker->connections = connections_open(worker->epoll_fd, worker->listen_fd);
+    return worker->connections;
 }
 
 static void worker_close(struct worker *worker)
 {
-    if (worker->acceptor) {
+    if (worker->connections) {
         worker_abandon(worker);
-        acceptor_close(worker->acceptor);
+        connections_close(worker->connections);
     }
     if (worker->waiting)
         waiting_free(worker->waiting);

@@ -804,7 +804,7 @@ static void model_check_batch(void)
 
 static bool model_is_about_new(enum waiting_step step, enum session_question question)
 {
-    return step == WAITING_BATCH && question == QUESTION_EVERYTHING;
+    return step == WAITING_STEP_BATCH && question == QUESTION_EVERYTHING;
 }
 
 /* Polls and checks have every other turn, and no more than that. */
@@ -815,7 +815,7 @@ static void model_check_turn(enum waiting_step step)
     bool asked = model_count_need(NEED_NEW) + model_count_need(NEED_LAST) > 0 && !model_gathers();
     bool check_due = model_check_is_due();
 
-    if (w.last_step != WAITING_NOTHING && !was_about_new && asked)
+    if (w.last_step != WAITING_STEP_NOTHING && !was_about_new && asked)
         CHECK(about_new);
     if (was_about_new && w.check_was_due && check_due)
         CHECK(!about_new);
@@ -835,19 +835,19 @@ static enum waiting_step caller_ask(void)
     model_expect_no_change();
     step = waiting_next(w.waiting, &w.batch, w.now);
     /* Who was held back and is parked may have to go on waiting. */
-    CHECK((due <= w.now) == (step != WAITING_NOTHING || released));
+    CHECK((due <= w.now) == (step != WAITING_STEP_NOTHING || released));
     model_check_turn(step);
     w.sent_at = w.now;
     switch (step) {
-    case WAITING_NOTHING:
+    case WAITING_STEP_NOTHING:
         model_check_nothing(waiting_due(w.waiting, w.now));
         break;
-    case WAITING_CHECK:
+    case WAITING_STEP_CHECK:
         model_check_check();
         w.check_sent = w.now;
         w.flight = FLIGHT_CHECK;
         break;
-    case WAITING_BATCH:
+    case WAITING_STEP_BATCH:
         model_check_batch();
         w.flight = FLIGHT_BATCH;
         break;
@@ -1003,7 +1003,7 @@ static void caller_report_failure(void)
         w.keys[i].in_batch = false;
     w.flight = FLIGHT_NONE;
     w.check_sent = -1;
-    w.last_step = WAITING_NOTHING;
+    w.last_step = WAITING_STEP_NOTHING;
     model_pay_debt(NEED_CLAIMED);
     model_pay_debt(NEED_UNCLAIMED);
     waiting_failed(w.waiting);
@@ -1058,12 +1058,12 @@ static bool caller_turn(unsigned flags, usec_t took)
     }
     w.commit += flags & RUN_COMMITS ? 1 : 0;
     step = caller_ask();
-    w.now += step == WAITING_NOTHING                          ? 0
-             : step == WAITING_BATCH || flags & RUN_LONG_ROAD ? took
-                                                              : took / 8;
+    w.now += step == WAITING_STEP_NOTHING                          ? 0
+             : step == WAITING_STEP_BATCH || flags & RUN_LONG_ROAD ? took
+                                                                   : took / 8;
     caller_report(PARK_PLENTY);
     caller_take_all_outcomes();
-    return step != WAITING_NOTHING;
+    return step != WAITING_STEP_NOTHING;
 }
 
 /* The caller sleeps until something is due: then there is something to do. */
@@ -1219,7 +1219,7 @@ static void fuzz_end_world(bool abandon)
     if (w.flight != FLIGHT_NONE)
         caller_report(PARK_PLENTY);
     CHECK(waiting_due(w.waiting, w.now) == USEC_NEVER);
-    CHECK(waiting_next(w.waiting, &w.batch, w.now) == WAITING_NOTHING);
+    CHECK(waiting_next(w.waiting, &w.batch, w.now) == WAITING_STEP_NOTHING);
     waiting_free(w.waiting);
 }
 
