@@ -544,12 +544,6 @@ static enum lookup_event lookup_prepare(struct lookup *lookup, usec_t now)
         now);
 }
 
-static enum lookup_event lookup_use_prepared(struct lookup *lookup, usec_t now)
-{
-    lookup->prepared++;
-    return lookup_prepare(lookup, now);
-}
-
 /* Queues settings and statement as one transaction. It is an implicit one, which ends at the
  * synchronization: poolers that allow but one statement a transaction refuse BEGIN. params: NULL
  * if the statement has none; it then returns text. */
@@ -772,7 +766,8 @@ static enum lookup_event lookup_advance(struct lookup *lookup, usec_t now)
     case LOOKUP_STATE_REREADING:
         return lookup_use_new_instances(lookup, now);
     case LOOKUP_STATE_PREPARING:
-        return lookup_use_prepared(lookup, now);
+        lookup->prepared++;
+        return lookup_prepare(lookup, now);
     case LOOKUP_STATE_ASKING:
         return lookup_read_batch(lookup, now);
     case LOOKUP_STATE_CHECKING:
@@ -830,21 +825,15 @@ bool lookup_away(const struct lookup *lookup)
     return lookup->state < LOOKUP_STATE_READY;
 }
 
-static bool lookup_put_keys(
-    struct lookup *lookup, const struct session_key *const keys[], size_t count)
-{
-    batch_params_start(&lookup->params, count);
-    for (size_t i = 0; i < count; i++)
-        batch_params_add(&lookup->params, keys[i]);
-    return batch_params_finish(&lookup->params);
-}
-
 /* A batch where all instances share the tables. */
 static enum lookup_event lookup_send_statement(
     struct lookup *lookup, const struct session_key *const keys[], usec_t now)
 {
     lookup_enter(lookup, LOOKUP_STATE_ASKING, now + lookup->timeout);
-    if (!lookup_put_keys(lookup, keys, lookup->count))
+    batch_params_start(&lookup->params, lookup->count);
+    for (size_t i = 0; i < lookup->count; i++)
+        batch_params_add(&lookup->params, keys[i]);
+    if (!batch_params_finish(&lookup->params))
         return lookup_give_up(lookup, now, "out of memory");
     return lookup_begin(lookup, LOOKUP_STATE_ASKING,
         lookup_queue(lookup, (int)lookup->question, &lookup->params), now);

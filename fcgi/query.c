@@ -44,7 +44,8 @@ static int query_hex_value(char c)
     return -1;
 }
 
-/* How many bytes the UTF-8 sequence at the front takes (RFC 3629, section 4), 0 if it is none. */
+/* The length of the UTF-8 sequence at the front, which is not ASCII (RFC 3629, section 4); 0 if it
+ * is none. */
 static size_t query_utf8_sequence(const unsigned char *at, size_t left)
 {
     static const struct {
@@ -61,8 +62,6 @@ static size_t query_utf8_sequence(const unsigned char *at, size_t left)
         {0xf4, 0xf4, 0x80, 0x8f, 4},
     };
 
-    if (at[0] < 0x80)
-        return 1;
     for (size_t i = 0; i < sizeof forms / sizeof forms[0]; i++) {
         if (at[0] < forms[i].first_low || at[0] > forms[i].first_high)
             continue;
@@ -76,12 +75,13 @@ static size_t query_utf8_sequence(const unsigned char *at, size_t left)
     return 0;
 }
 
+/* Whether PostgreSQL takes these bytes for text: UTF-8 without NUL. */
 static bool query_is_text(const char *bytes, size_t length)
 {
     const unsigned char *at = (const unsigned char *)bytes;
 
     while (length > 0) {
-        size_t n = query_utf8_sequence(at, length);
+        size_t n = at[0] < 0x80 ? 1 : query_utf8_sequence(at, length);
 
         if (n == 0 || at[0] == '\0')
             return false;

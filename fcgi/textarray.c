@@ -27,31 +27,24 @@ static void text_array_put_bytes(struct text_array *array, const void *from, siz
     array->length += length;
 }
 
-static void text_array_put_int4(struct text_array *array, size_t value)
-{
-    uint32_t wire = htonl((uint32_t)value);
-
-    text_array_put_bytes(array, &wire, sizeof wire);
-}
-
 /* The head is what PostgreSQL's array_recv() reads: dimensions, whether there are NULLs, type, and
  * for the one dimension its length and its first index. */
 void text_array_start(struct text_array *array, size_t count)
 {
+    const uint32_t head[] = {
+        htonl(1), htonl(0), htonl(TYPE_TEXT), htonl((uint32_t)count), htonl(1)};
+
     array->length = 0;
     array->failed = false;
-    text_array_put_int4(array, 1);
-    text_array_put_int4(array, 0);
-    text_array_put_int4(array, TYPE_TEXT);
-    text_array_put_int4(array, count);
-    text_array_put_int4(array, 1);
+    text_array_put_bytes(array, head, sizeof head);
 }
 
 void text_array_add(struct text_array *array, const char *text)
 {
-    size_t length = strlen(text);
+    const size_t length = strlen(text);
+    const uint32_t wire = htonl((uint32_t)length);
 
-    text_array_put_int4(array, length);
+    text_array_put_bytes(array, &wire, sizeof wire);
     text_array_put_bytes(array, text, length);
 }
 
