@@ -53,7 +53,7 @@ static int64_t batch_int8(const char *at)
     return (int64_t)((uint64_t)ntohl(high) << 32 | ntohl(low));
 }
 
-/* The number of the key that a row is about, from 1; 0 if it is not about any. */
+/* The number of the key of a row, counted from 1; 0 if the row belongs to no key. */
 static size_t batch_row_key(const PGresult *rows, int row, size_t count)
 {
     int64_t n = PQgetlength(rows, row, BATCH_COLUMN_N) == 8

@@ -18,47 +18,48 @@
 #include "log.h"
 #include "record.h"
 
-/* How long after a failed accept() it is tried again, and how old the limit on descriptors that we
- * know may be. */
+/* Pause after a failed accept(), and the age at which the known limit on descriptors is read
+ * again. */
 #define ACCEPT_PAUSE USEC_PER_SEC
-/* Where peers keep their connections, a worker that has accepted leaves the listening socket to the
- * other workers for SHARE_PAUSE. In a burst the number that it accepts at once grows by one after
- * each SHARE_GROWTH pauses, up to SHARE_MOST, so that a burst of a thousand connections does not
- * wait for long. Without that bound whoever has accepted most would accept ever more. */
+/* How workers share connections that the peers keep. A worker that has accepted leaves the
+ * listening socket to the others for SHARE_PAUSE. In a burst it accepts one connection more at
+ * once after each SHARE_GROWTH pauses, up to SHARE_MOST, so that a thousand connections do not
+ * take a thousand pauses. The bound keeps the worker that has accepted most from accepting ever
+ * more. */
 #define SHARE_PAUSE  USEC_PER_MS
 #define SHARE_GROWTH 16
 #define SHARE_MOST   4
-/* How often the log says that connections or memory run short. */
+/* Minimum interval of log lines about a shortage of descriptors or memory. */
 #define COMPLAINT_INTERVAL (10 * USEC_PER_SEC)
-/* Descriptors that connections leave to the rest: the log, the database (twice, while it is being
- * replaced, and what the resolver opens), epoll. */
+/* Descriptors that are not for connections: the log, epoll, the database (two while a connection
+ * is replaced), the resolver. */
 #define RESERVED_DESCRIPTORS 24
 /* How long a peer may be silent in the middle of a request while others want its descriptor. */
 #define SHORT_SILENCE (250 * USEC_PER_MS)
-/* The part of the connections, and their least number, that is reserved for requests that do not
- * wait. */
+/* Connections that are reserved for requests that do not wait: a part of all, and at least this
+ * number. */
 #define UNPARKED_PART  8
 #define UNPARKED_LEAST 8
-/* Limits for keeping libfcgi's buffers while a request waits for a batch: the length of its
- * records, and the number of such requests. The next batch holds no more. */
+/* Limits for keeping libfcgi's buffers while a request waits for a batch: the length of the
+ * request's records, and the number of such requests. A batch holds no more requests than that. */
 #define WARM_LENGTH   4096
 #define WARM_REQUESTS 256
-/*
- * What libfcgi allocates for a request, in 13 blocks, without parameters: the buffers of its
- * streams (8192, 8192 and 512 bytes), their descriptions and a table of 30 pointers. A parameter is
- * a block more. All of it is rounded up, for what malloc adds to each.
- */
+/* Memory that libfcgi allocates for a request: buffers of 8192, 8192 and 512 bytes for its
+ * streams, and a table of 30 pointers; 13 blocks in all, and one more for each parameter.
+ * Rounded up for malloc's own overhead. */
 #define LIBFCGI_REQUEST   ((size_t)20 * 1024)
 #define LIBFCGI_PARAMETER ((size_t)64)
-/* Kept to be given up when memory is short: for an answer of 500 to a request that is refused. */
+/* Memory held in reserve. It is freed when memory is short, so that a refused request can still
+ * be answered with 500. */
 #define RESERVE_MEMORY ((size_t)32 * 1024)
 
 enum connection_state {
-    CONNECTION_STATE_READING, /* the peer owes us (the rest of) a request; is closed when it is
-                                 silent */
-    CONNECTION_STATE_IDLE,    /* between two requests; is closed when descriptors run short */
-    CONNECTION_STATE_OPEN,    /* we owe the peer an answer, and libfcgi's buffers are there */
-    CONNECTION_STATE_PARKED,  /* we owe the peer an answer, and libfcgi's buffers have been freed */
+    CONNECTION_STATE_READING, /* a request, or its rest, is expected; closed after
+                                 CONNECTION_SILENCE */
+    CONNECTION_STATE_IDLE,    /* between two requests; closed when descriptors run short */
+    CONNECTION_STATE_OPEN,    /* a request is to be answered, and libfcgi's buffers are there */
+    CONNECTION_STATE_PARKED,  /* a request is to be answered, and libfcgi's buffers have been freed
+                               */
 };
 
 #define CONNECTION_STATE_COUNT (CONNECTION_STATE_PARKED + 1)
@@ -71,9 +72,9 @@ enum connection_watch {
 
 enum accept_state {
     ACCEPT_LISTENING, /* epoll has the listening socket */
-    ACCEPT_SHARING,   /* it does not: the next connections are for the other workers */
-    ACCEPT_FULL,      /* it does not: there is no descriptor for one more connection */
-    ACCEPT_STOPPED,   /* it does not, for good */
+    ACCEPT_SHARING,   /* removed from epoll: the next connections are for the other workers */
+    ACCEPT_FULL,      /* removed from epoll: there is no descriptor for one more connection */
+    ACCEPT_STOPPED,   /* removed from epoll for good */
 };
 
 struct connection {
@@ -82,12 +83,12 @@ struct connection {
     enum connection_state state;
     enum connection_watch watch;
     int fd;
-    usec_t heard;        /* when the peer last sent something, or was last answered */
-    bool served;         /* it has had an answer */
+    usec_t heard;        /* when the peer last sent something, or last got an answer */
+    bool served;         /* at least one request has been answered */
     const char *trouble; /* why the open request cannot be answered; NULL: it can */
     struct record_reader reader;
     size_t decoded;       /* the length of the records that libfcgi has decoded */
-    FCGX_Request request; /* libfcgi's; its output is there in CONNECTION_STATE_OPEN */
+    FCGX_Request request; /* libfcgi's request; its output stream exists in CONNECTION_STATE_OPEN */
     void *owner;
 };
 
@@ -96,26 +97,27 @@ TAILQ_HEAD(connection_list, connection);
 struct connections {
     int epoll_fd, listen_fd;
     bool local; /* the listening socket is a Unix socket */
-    /* Checked requests are handed to libfcgi in this file: it reads them without ever blocking, and
-     * whatever else the peer sends stays where it is. -1: it has to be opened again. */
+    /* libfcgi reads checked requests from this file: it can never block there, and later bytes
+     * of the peer stay in the socket. -1: it has to be opened again. */
     int request_file;
-    usec_t now; /* as we were told last */
+    usec_t now; /* the caller's time in the last call */
     enum accept_state state;
-    usec_t retry;     /* ACCEPT_SHARING and ACCEPT_FULL: when to look again */
-    size_t accepted;  /* connections, since connections_expire() */
-    size_t burst;     /* how often it has accepted some of late, and left the next ones */
+    usec_t retry;     /* when ACCEPT_SHARING or ACCEPT_FULL ends, or is looked at again */
+    size_t accepted;  /* connections accepted since connections_expire() */
+    size_t burst;     /* number of recent turns in which connections were accepted */
     bool peers_keep;  /* the last request came with FCGI_KEEP_CONN */
-    size_t limit;     /* connections that there may be, as far as we know */
+    size_t limit;     /* limit of open connections, as last known */
     usec_t limit_due; /* when to read the limit again */
     size_t count;     /* in all lists */
     size_t counts[CONNECTION_STATE_COUNT];
-    struct connection_list lists[CONNECTION_STATE_COUNT]; /* by state, the longest in it first */
-    void *reserve;                                        /* RESERVE_MEMORY; NULL: it is in use */
-    usec_t complaint_due;                                 /* when the log may complain again */
+    struct connection_list lists[CONNECTION_STATE_COUNT]; /* by state; the connection that is in it
+                                                             for longest is first */
+    void *reserve;        /* RESERVE_MEMORY bytes; NULL while they are given up */
+    usec_t complaint_due; /* earliest time of the next log line about a shortage */
     unsigned char buffer[64 * 1024];
 };
 
-/* The log must not grow with each request that meets the same shortage. */
+/* Limits the log to one line an interval, however many requests meet the same shortage. */
 static bool connections_may_complain(struct connections *connections)
 {
     if (connections->now < connections->complaint_due)
@@ -124,7 +126,7 @@ static bool connections_may_complain(struct connections *connections)
     return true;
 }
 
-/* How many connections there may be with so many descriptors. */
+/* The limit of connections that follows from a limit on descriptors. */
 static size_t connections_limit(rlim_t descriptors)
 {
     return descriptors <= 2 * RESERVED_DESCRIPTORS ? RESERVED_DESCRIPTORS
@@ -140,7 +142,7 @@ static size_t connections_read_limit(void)
 
 static bool connections_watch(struct connections *connections)
 {
-    /* Exclusive: one connection need not wake up every worker. */
+    /* Exclusive: a new connection wakes up one worker, not all. */
     struct epoll_event event = {.events = EPOLLIN | EPOLLEXCLUSIVE, .data.ptr = NULL};
 
     return epoll_ctl(connections->epoll_fd, EPOLL_CTL_ADD, connections->listen_fd, &event) == 0;
@@ -151,7 +153,7 @@ static void connections_unwatch(struct connections *connections)
     epoll_ctl(connections->epoll_fd, EPOLL_CTL_DEL, connections->listen_fd, NULL);
 }
 
-/* The one place where accepting begins and ends. */
+/* All transitions of accept_state. Adds the listening socket to epoll and removes it. */
 static void connections_set_state(struct connections *connections, enum accept_state state)
 {
     if (connections->state == state || connections->state == ACCEPT_STOPPED)
@@ -178,7 +180,8 @@ static void connections_set_state(struct connections *connections, enum accept_s
     }
 }
 
-/* Accepts while a connection more can be had, if need be for one that is idle. */
+/* Begins or stops accepting: there is room below the limit, or where an idle connection can be
+ * closed. */
 static void connections_check_room(struct connections *connections)
 {
     bool room =
@@ -213,7 +216,7 @@ static void connection_leave(struct connection *connection)
     connections->count--;
 }
 
-/* The one place where a connection changes its state. */
+/* All transitions of connection_state. */
 static void connection_set_state(struct connection *connection, enum connection_state state)
 {
     connection_leave(connection);
@@ -228,7 +231,7 @@ static bool connections_open_file(struct connections *connections)
     return connections->request_file >= 0;
 }
 
-/* False if the reserve is in use, and cannot be had again. */
+/* Allocates the reserve again. False if there is no memory for it. */
 static bool connections_fill_reserve(struct connections *connections)
 {
     if (!connections->reserve)
@@ -266,7 +269,8 @@ struct connections *connections_open(int epoll_fd, int listen_fd)
     connections->request_file = -1;
     connections->state = ACCEPT_LISTENING;
     connections->limit = connections_read_limit();
-    connections->peers_keep = true; /* as nginx is configured in conf/, until we know better */
+    connections->peers_keep =
+        true; /* until the first request: nginx keeps connections with the files in conf/ */
     for (size_t i = 0; i < CONNECTION_STATE_COUNT; i++)
         TAILQ_INIT(&connections->lists[i]);
     if (connections_fill_reserve(connections) && FCGX_Init() == 0 &&
@@ -298,8 +302,8 @@ static struct connection *connections_add(struct connections *connections, int f
     return connection;
 }
 
-/* Closes the connections that are idle, at most max of them, the longest idle first; but not those
- * on which something has come in meanwhile. Returns how many. */
+/* Closes up to max idle connections, the longest idle first, except those on which something has
+ * arrived. Returns how many were closed. */
 static size_t connections_close_idle(
     struct connections *connections, size_t max, const char *reason)
 {
@@ -322,7 +326,7 @@ static int connections_accept_fd(struct connections *connections)
 {
     int fd = accept4(connections->listen_fd, NULL, NULL, SOCK_NONBLOCK | SOCK_CLOEXEC), on = 1;
 
-    /* A peer whose machine has gone must not hold its descriptor for ever. */
+    /* Detects that the peer's machine is gone, so that its descriptor is freed. */
     if (fd >= 0 && !connections->local)
         setsockopt(fd, SOL_SOCKET, SO_KEEPALIVE, &on, sizeof on);
     return fd;
@@ -333,7 +337,7 @@ static bool connections_lacks_descriptors(int error)
     return error == EMFILE || error == ENFILE;
 }
 
-/* accept() has failed. What it says of descriptors is truer than the limit. */
+/* Handles a failed accept(). EMFILE and ENFILE overrule the limit that was read. */
 static void connections_fail(struct connections *connections, int error)
 {
     /* EINVAL: after listener_refuse(), when nothing waits any more. */
@@ -349,7 +353,8 @@ static void connections_fail(struct connections *connections, int error)
     connections_set_state(connections, ACCEPT_FULL);
 }
 
-/* How many connections this worker may accept before it leaves the next ones to the others. */
+/* Limit of the connections that this worker accepts before it leaves the next ones to the
+ * others. */
 static size_t connections_share_of_burst(const struct connections *connections)
 {
     size_t share = 1 + connections->burst / SHARE_GROWTH;
@@ -394,7 +399,7 @@ struct connection *connections_accept(struct connections *connections, usec_t no
     return NULL;
 }
 
-/* When the peer that has been silent in mid-request for longest has been silent for too long. */
+/* When the first connection in CONNECTION_STATE_READING has been silent for too long. */
 static usec_t connections_silence_due(const struct connections *connections)
 {
     const struct connection *first = TAILQ_FIRST(&connections->lists[CONNECTION_STATE_READING]);
@@ -412,7 +417,8 @@ usec_t connections_due(const struct connections *connections)
     return due;
 }
 
-/* The limit may have been changed, or assumed too low after a failed accept(). */
+/* Reads the limit again: the operator may have changed it, or a failed accept() has lowered
+ * ours. */
 static void connections_refresh_limit(struct connections *connections)
 {
     bool retry = connections->state == ACCEPT_FULL && connections->now >= connections->retry;
@@ -426,13 +432,11 @@ static void connections_refresh_limit(struct connections *connections)
     connections_check_room(connections);
 }
 
-/*
- * Lets the other workers have the next connections. EPOLLEXCLUSIVE wakes the first sleeper in the
- * queue of the listening socket, which would be the same worker each time; whoever is added to the
- * queue goes to its end. That suffices while connections come one by one, or are not kept. Where
- * they are kept, the share in a burst matters for long, and a worker that is awake already would
- * take most of it.
- */
+/* Leaves the next connections to the other workers. EPOLLEXCLUSIVE wakes the first worker in the
+ * queue of the listening socket, which would always be the same one; a worker that adds the
+ * socket again goes to the end of the queue. That suffices while connections come one by one, or
+ * are not kept. Where they are kept, an unequal share lasts, and in a burst a worker that is
+ * awake already would take most of them. */
 static void connections_share(struct connections *connections)
 {
     if (connections->state == ACCEPT_SHARING && connections->now >= connections->retry) {
@@ -469,7 +473,7 @@ size_t connections_count(const struct connections *connections)
     return connections->count;
 }
 
-/* How many of so many connections may be parked. */
+/* How many of this number of connections may be parked. */
 static size_t connections_parkable_of(size_t count)
 {
     size_t unparked = count / UNPARKED_PART;
@@ -501,11 +505,11 @@ void connections_close(struct connections *connections)
     free(connections);
 }
 
-/* Whether libfcgi can have the memory that it takes to decode and answer a request of this length.
- * It would abort the process if it could not. */
+/* Whether there is memory for libfcgi to decode and answer a request of this length. libfcgi
+ * aborts the process if there is not. */
 static bool connections_has_memory(struct connections *connections, size_t length)
 {
-    /* volatile: a compiler may leave out an allocation that is not used. */
+    /* volatile: the compiler may remove an allocation whose result is not used. */
     void *volatile block = malloc(LIBFCGI_REQUEST + RECORD_WANTED_MAX * LIBFCGI_PARAMETER + length);
     bool has = block;
 
@@ -516,7 +520,7 @@ static bool connections_has_memory(struct connections *connections, size_t lengt
     return has;
 }
 
-/* Writes the request where libfcgi reads it. */
+/* Writes the request to the file that libfcgi reads. */
 static bool connections_write_request(
     struct connections *connections, const struct record_request *request)
 {
@@ -528,7 +532,7 @@ static bool connections_write_request(
            lseek(connections->request_file, 0, SEEK_SET) == 0;
 }
 
-/* Lets libfcgi decode the request that is complete. False if there is no memory for it. */
+/* Lets libfcgi decode the complete request. False if there is no memory for it. */
 static bool connection_decode(struct connection *connection)
 {
     struct connections *connections = connection->connections;
@@ -541,23 +545,23 @@ static bool connection_decode(struct connection *connection)
         return false;
     FCGX_InitRequest(request, -1, 0);
     request->ipcFd = connections->request_file;
-    request->keepConnection = 1; /* or libfcgi would close the file before it reads it */
+    request->keepConnection = 1; /* else libfcgi closes the file before it reads it */
     if (FCGX_Accept_r(request) != 0) {
-        /* Not to be expected; it has closed the file, then. */
+        /* Not expected. libfcgi has closed the file. */
         connections->request_file = -1;
         return false;
     }
     connection->decoded = bytes.length;
     request->ipcFd = connection->fd;
-    /* Only what answering takes is kept, so that the next request finds this memory warm. */
+    /* Keep only what the answer needs; the next request reuses the memory while it is in the
+     * cache. */
     FCGX_FreeStream(&request->in);
     FCGX_FClose(request->err);
     FCGX_FreeStream(&request->err);
     return true;
 }
 
-/* The same, without the parameters, and if need be with the memory that is held in reserve: all
- * that it takes to answer it. */
+/* The same without the parameters, which an answer does not need; uses the reserve if it has to. */
 static bool connection_decode_bare(struct connection *connection)
 {
     record_forget(&connection->reader);
@@ -575,8 +579,8 @@ static void connection_shed(struct connection *connection)
     connections_fill_reserve(connection->connections);
 }
 
-/* Sends a record of our own, which is small: a peer that has no room for it isn't reading at all.
- */
+/* Sends a small record of our own. A socket without room for it belongs to a peer that does not
+ * read. */
 static bool connection_send(
     const struct connection *connection, const unsigned char *bytes, size_t length)
 {
@@ -599,7 +603,8 @@ static bool connection_send_management(struct connection *connection)
     return connection_send(connection, reply, length);
 }
 
-/* Acts upon one event of the reader. NULL if the connection can go on, else why it can't. */
+/* Handles one event of the record reader. Returns NULL if the connection can go on, else the
+ * reason why not. */
 static const char *connection_act(struct connection *connection, enum record_event event)
 {
     switch (event) {
@@ -624,7 +629,8 @@ static const char *connection_act(struct connection *connection, enum record_eve
     return "not a FastCGI request within the bounds";
 }
 
-/* Reads all records in these bytes. NULL if the connection can go on, else why it can't. */
+/* Reads all records in the buffer. Returns NULL if the connection can go on, else the reason why
+ * not. */
 static const char *connection_read_records(struct connection *connection, size_t length)
 {
     const unsigned char *at = connection->connections->buffer;
@@ -640,8 +646,8 @@ static const char *connection_read_records(struct connection *connection, size_t
     return trouble;
 }
 
-/* The one place where epoll is told what to announce. A connection that is answered and closed at
- * once never needs it. */
+/* All transitions of connection_watch. A connection that is answered and closed at once never
+ * needs epoll. */
 static bool connection_set_watch(struct connection *connection, enum connection_watch watch)
 {
     struct epoll_event event = {.data.ptr = connection};
@@ -649,7 +655,7 @@ static bool connection_set_watch(struct connection *connection, enum connection_
 
     if (connection->watch == watch || connection->watch == CONNECTION_WATCH_HALF_CLOSED)
         return true;
-    /* EPOLLHUP and EPOLLERR are announced in any case. */
+    /* epoll announces EPOLLHUP and EPOLLERR in any case. */
     event.events = watch == CONNECTION_WATCH_ON ? EPOLLIN | EPOLLRDHUP : 0;
     if (epoll_ctl(connection->connections->epoll_fd, operation, connection->fd, &event) != 0)
         return false;
@@ -663,7 +669,8 @@ static bool connection_has_request(const struct connection *connection)
            connection->state == CONNECTION_STATE_PARKED;
 }
 
-/* The connection cannot go on. Who has been told of its request must be told of this first. */
+/* Ends a connection that cannot go on. If the caller knows of an open request, it has to end
+ * that first. */
 static enum connection_event connection_drop(struct connection *connection, const char *reason)
 {
     if (connection_has_request(connection)) {
@@ -674,7 +681,7 @@ static enum connection_event connection_drop(struct connection *connection, cons
     return CONNECTION_EVENT_NOTHING;
 }
 
-/* A request has arrived as a whole. */
+/* Decodes a complete request, and opens it. */
 static enum connection_event connection_open(struct connection *connection)
 {
     enum connection_event event = CONNECTION_EVENT_REQUEST;
@@ -690,8 +697,8 @@ static enum connection_event connection_open(struct connection *connection)
     return event;
 }
 
-/* No request is open: the peer is awaited. Before its first answer it is not idle but owes us a
- * request, as it does in the middle of a record. */
+/* Waits for the peer's next bytes while no request is open. Before its first answer a connection
+ * is not idle: it owes a request, as in the middle of a record. */
 static bool connection_await(struct connection *connection, usec_t now)
 {
     bool idle = connection->served && record_is_between(&connection->reader);
@@ -701,7 +708,8 @@ static bool connection_await(struct connection *connection, usec_t now)
     return connection_set_watch(connection, CONNECTION_WATCH_ON);
 }
 
-/* The peer will send nothing more, but may still read. Unix sockets tell this from leaving. */
+/* Whether the peer has closed only its sending side. Only Unix sockets tell this from closing
+ * both. */
 static bool connection_is_half_closed(const struct connection *connection)
 {
     struct pollfd peer = {.fd = connection->fd};
@@ -761,7 +769,8 @@ const char *connection_param(const struct connection *connection, const char *na
 {
     size_t length = strlen(name);
 
-    /* As FCGX_GetParam() does it, but the first letter saves most of the comparisons. */
+    /* The same as FCGX_GetParam(); comparing the first letter first saves most calls of
+     * strncmp(). */
     for (char **param = connection->request.envp; param && *param; param++)
         if ((*param)[0] == name[0] && strncmp(*param, name, length) == 0 && (*param)[length] == '=')
             return *param + length + 1;

@@ -20,10 +20,10 @@ enum instances_column {
     INSTANCES_COLUMN_COUNT
 };
 
-/* Names of schemas in a problem, at most. */
+/* Limit of the names of schemas in a problem's text. */
 #define NAMES_MAX 5
 
-/* What was read, in memory of its own. */
+/* The list as it was read. It owns its memory. */
 struct instances_list {
     PGresult *rows;
     struct instance *instances; /* sorted by id */
@@ -94,7 +94,8 @@ static struct instance *instances_find_id(const struct instances_list *list, con
     return bsearch(&key, list->instances, list->count, sizeof key, instance_compare);
 }
 
-/* Where a schema of this name is, or would be, among the first count, which are sorted. */
+/* The index of the schema of this name among the first count, which are sorted, or the index at
+ * which it belongs. */
 static size_t instances_place_of_schema(
     const struct instances_list *list, size_t count, const char *name)
 {
@@ -111,7 +112,7 @@ static size_t instances_place_of_schema(
     return low;
 }
 
-/* NULL if there is none of this name among the first count schemas, which are sorted. */
+/* The schema of this name among the first count, which are sorted; NULL if there is none. */
 static struct instance_schema *instances_find_schema(
     const struct instances_list *list, size_t count, const char *name)
 {
@@ -145,8 +146,8 @@ static struct instance_schema instances_read_schema(const PGresult *rows, int ro
     return schema;
 }
 
-/* Sorts the rows into instances and schemas. There is room for a missing schema of each instance.
- */
+/* Sorts the rows into instances and schemas. Leaves room for one missing schema for each
+ * instance. */
 static bool instances_read_rows(struct instances_list *list)
 {
     size_t count = (size_t)PQntuples(list->rows);
@@ -167,7 +168,8 @@ static bool instances_read_rows(struct instances_list *list)
     return true;
 }
 
-/* Says that the names have no explanation, with the first of those that look right. */
+/* Writes the problem that no rule, or no single rule, explains the names, with a few of the
+ * schemas. */
 static void instances_say_names(
     struct instances *instances, const char *what, const char *const names[], size_t count)
 {
@@ -197,7 +199,8 @@ static void instances_say_rule(struct instances *instances)
                          : "none yet");
 }
 
-/* Looks for the pattern. There is room in names and of for all schemas and instances. */
+/* Searches for the pattern of the schemas' names. names and of have room for all schemas and
+ * instances. */
 static bool instances_search(
     struct instances *instances, const char *names[], struct naming_instance of[])
 {
@@ -210,7 +213,7 @@ static bool instances_search(
     for (size_t i = 0; i < list->count; i++)
         of[i] = list->instances[i].name;
     if (list->count == 0)
-        return true; /* nothing to explain yet */
+        return true; /* there is no name to explain yet */
     if (count == 0) {
         snprintf(instances->problem, sizeof instances->problem,
             "a table merchant_contract_terms with the columns of a lookup is not there, in any "
@@ -241,7 +244,7 @@ static bool instances_find_pattern(struct instances *instances)
     return found;
 }
 
-/* The name that an instance's schema has to have; "" if that is too long for PostgreSQL. */
+/* The name of an instance's schema by the pattern; "" if it is too long for PostgreSQL. */
 static void instances_name_schema(
     const struct instances *instances, const struct instance *instance, char *name)
 {
@@ -249,7 +252,7 @@ static void instances_name_schema(
         *name = '\0';
 }
 
-/* Adds the schemas that instances should have and that are not there. */
+/* Adds the schemas that the pattern requires and the database does not have. */
 static void instances_add_missing(struct instances *instances)
 {
     struct instances_list *list = &instances->list;
@@ -265,7 +268,7 @@ static void instances_add_missing(struct instances *instances)
     instances_sort_schemas(list);
 }
 
-/* Gives each instance its schema, which is in the list. */
+/* Points each instance to its schema, which is in the list. */
 static void instances_match(struct instances *instances)
 {
     struct instances_list *list = &instances->list;
@@ -279,7 +282,7 @@ static void instances_match(struct instances *instances)
         list->instances[i].schema = schema;
         schema->serial = strtoll(list->instances[i].name.serial, NULL, 10);
         schema->used++;
-        /* Whose orders are in it cannot be known. */
+        /* It is unknown whose orders are in this schema. */
         if (schema->used > 1 && schema->fault != SCHEMA_MISSING)
             schema->fault = SCHEMA_SHARED;
     }
@@ -290,7 +293,7 @@ static bool schema_has_statements(const struct instance_schema *schema)
     return schema->statements[QUESTION_EVERYTHING] || schema->statements[QUESTION_PAYMENT];
 }
 
-/* Keeps what is known of a schema beyond the rows. */
+/* Carries the state of a schema over to the new list, apart from what the rows say. */
 static void schema_keep_state(struct instance_schema *schema, const struct instance_schema *old)
 {
     schema->told_fault = old->told_fault;
@@ -299,15 +302,15 @@ static void schema_keep_state(struct instance_schema *schema, const struct insta
     schema->stale = old->stale || !layout_same_statements(&schema->tables, &old->tables);
     schema->used_at = old->used_at;
     schema->told_failure = old->told_failure;
-    /* Where something was mended it is asked at once. */
+    /* A schema whose fault was mended is asked at once. */
     if (schema->fault == old->fault && !schema->stale) {
         schema->failures = old->failures;
         schema->rests_until = old->rests_until;
     }
 }
 
-/* Keeps what is known of each schema. One that has gone, and has statements, stays in the list
- * until they are deallocated. */
+/* Carries the state of all schemas over. A schema that has gone stays in the list until its
+ * statements are deallocated. */
 static bool instances_keep_state(struct instances_list *list, const struct instances_list *old)
 {
     size_t there = list->schema_count;
@@ -334,8 +337,8 @@ static bool instances_keep_state(struct instances_list *list, const struct insta
     return true;
 }
 
-/* Those that are not asked any more need no statements; those that another instance has now need
- * other ones. */
+/* Marks statements for deallocation: those of schemas that are not asked any more, or that now
+ * belong to another instance. */
 static void instances_mark_stale(struct instances_list *list)
 {
     for (size_t i = 0; i < list->schema_count; i++) {

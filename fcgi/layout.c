@@ -62,7 +62,7 @@ static bool layout_is_tracked(const PGresult *rows)
     return true;
 }
 
-/* Whether the lookup reads the column in this row. */
+/* Whether a lookup reads the column in this row. */
 static bool layout_is_needed(const PGresult *rows, int row, const struct layout *layout)
 {
     if (layout->per_instance)
@@ -88,7 +88,8 @@ static bool layout_check_row(const PGresult *rows, int row, struct layout *layou
     return false;
 }
 
-/* Whether the instances are there, and no column of the contracts is. */
+/* Whether each instance has a schema: merchant_instances is there, and no column of
+ * merchant_contract_terms. */
 static bool layout_is_per_instance(const PGresult *rows)
 {
     for (int row = 0; row < PQntuples(rows); row++)
@@ -117,7 +118,7 @@ bool layout_read(const PGresult *rows, struct layout *layout)
     layout->tables.tracked = layout_is_tracked(rows);
     layout->per_instance = layout_is_per_instance(rows);
     layout->backend = (int)strtol(layout_text(rows, 0, LAYOUT_COLUMN_BACKEND), NULL, 10);
-    /* Without the table itself this is a layout that we do not know, and must not guess about. */
+    /* Without the table this layout is unknown, and lookups would be guesses. */
     if (!layout->per_instance && !layout_has_column(rows, "merchant_orders", "order_id")) {
         snprintf(layout->problem, sizeof layout->problem,
             "column %s.merchant_orders.order_id is not there", layout->schema);
@@ -136,8 +137,8 @@ const char *layout_lookup(const struct layout_tables *tables)
     return tables->orders_indexed ? sql_lookup : sql_lookup_unindexed;
 }
 
-/* The marks in the texts of statements: comments, so that the texts are valid as they are. The text
- * from a mark to the end mark is about one thing, and may be left out. */
+/* Marks in the texts of statements. They are comments, so that the texts are valid as they are.
+ * The text from a mark to the end mark is about one thing, and may be left out. */
 #define MARK_SCHEMA    "/*schema*/"
 #define MARK_SERIAL    "/*serial*/"
 #define MARK_INSTANCES "/*instances*/"
@@ -148,7 +149,7 @@ static bool layout_has_mark(const char *text, const char *mark)
     return strncmp(text, mark, strlen(mark)) == 0;
 }
 
-/* What follows the text that a mark begins. */
+/* The text after the end of the part that a mark begins. */
 static const char *layout_after_mark(const char *text)
 {
     const char *end = strstr(text, MARK_END);
@@ -156,9 +157,9 @@ static const char *layout_after_mark(const char *text)
     return end ? end + strlen(MARK_END) : "";
 }
 
-/* Writes what the head of the text becomes, and returns the rest of it; NULL if out of memory. Each
- * write is checked: a stream of open_memstream() has no error indicator for a lack of memory, and
- * what could not be written is just missing in its text. */
+/* Writes the head of the text as the layout needs it. Returns the rest of the text; NULL if out of
+ * memory. Each write is checked: a stream of open_memstream() has no error indicator for a lack of
+ * memory, and its text would just be incomplete. */
 static const char *layout_write_head(FILE *to, const char *text, const struct layout_tables *tables,
     const char *quoted, int64_t serial)
 {

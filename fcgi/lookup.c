@@ -20,22 +20,23 @@
 #include "sql.h"
 #include "sqlstate.h"
 
-/* Pauses between attempts to connect double from the first to the last. The last is short: requests
- * are to be served within a second of the database's return. */
+/* Pause between attempts to connect: doubles from PAUSE_MIN to PAUSE_MAX. The maximum is short
+ * because requests are to be served within a second of the database's return. */
 #define PAUSE_MIN (100 * USEC_PER_MS)
 #define PAUSE_MAX (500 * USEC_PER_MS)
-/* A connection that lasted this long worked: its end is a new event. */
+/* A connection that lasted this long has worked: its end is logged as a new event. */
 #define PROVEN_AGE (10 * USEC_PER_SEC)
-/* Where each instance has a schema of its own, the list of instances is read again when it may be
- * out of date, but not before this time, nor before so many times what reading it took, within the
- * longest pause: a new instance has to be served, and a deleted one to be unknown, in ten seconds.
- */
+/* Rereading of the list of instances, where each instance has a schema: a new instance is
+ * served, and a deleted one unknown, within ten seconds. The pause between two readings is
+ * INSTANCES_TIMES_TOOK times the duration of the last one, from INSTANCES_PAUSE to
+ * INSTANCES_PAUSE_MAX. */
 #define INSTANCES_PAUSE      (2 * USEC_PER_SEC)
 #define INSTANCES_PAUSE_MAX  (8 * USEC_PER_SEC)
 #define INSTANCES_TIMES_TOOK 50
-/* Divisor of --db-timeout: how long the list may take to be read again. */
+/* Divisor of --db-timeout: the time limit for rereading the list. */
 #define INSTANCES_SHARE 2
-/* How many schemas that cannot be asked are logged by name when the list was read. */
+/* Limit of the schemas that are logged by name when the list has been read and they cannot be
+ * asked. */
 #define FAULTS_LOGGED 10
 
 enum lookup_state {
@@ -67,10 +68,10 @@ struct lookup {
     struct conninfo_hosts hosts; /* of the next attempt */
     usec_t timeout;
     enum lookup_state state;
-    usec_t due;   /* of the state: the end of the pause, the timeout, or never */
+    usec_t due;   /* when the state ends: the end of the pause, the time-out, or USEC_NEVER */
     usec_t pause; /* before the next attempt */
     PGconn *connection;
-    uint32_t watched;    /* what epoll announces of its descriptor; 0: unknown */
+    uint32_t watched;    /* events that epoll announces for its descriptor; 0: unknown */
     usec_t connected_at; /* when it was ready for the first time; USEC_NEVER: not yet */
     bool served;         /* it has answered a batch */
     PGresult *result;    /* of the statement under way, or of the last batch */
@@ -78,8 +79,8 @@ struct lookup {
     struct settings settings; /* that the lookups need */
     bool pooled;         /* it leads to a pooler, which may give each transaction another session */
     int prepared;        /* statements prepared */
-    char trouble[300];   /* the last one that was logged: repetitions are not logged */
-    bool told_connected; /* likewise */
+    char trouble[300];   /* the last reason that was logged; repetitions are not */
+    bool told_connected; /* that the connection works was logged */
     struct batch_params params;
     enum session_question question; /* of the batch */
     size_t count;                   /* keys in it */
@@ -94,7 +95,7 @@ struct lookup {
     usec_t instances_due;    /* when they may be read again */
     usec_t instances_begun;  /* when reading them began */
     bool instances_doubtful; /* the database has changed since they were read */
-    bool instances_told;     /* that they could not be read again */
+    bool instances_told;     /* that they cannot be read again was logged */
     enum lookup_state
         follows; /* after LOOKUP_STATE_REREADING: LOOKUP_STATE_ASKING or LOOKUP_STATE_CHECKING */
     struct pipeline *pipeline;                         /* runs the batch */
@@ -171,16 +172,16 @@ static void lookup_log_trouble(struct lookup *lookup, const char *trouble)
     lookup->told_connected = false;
 }
 
-/* Whether the connection has worked. One that answers no batch must not be replaced in quick
- * succession, nor each of its failures be logged. */
+/* Whether the connection has worked. One that has answered no batch must not be replaced without
+ * a pause, and its failures must not be logged one by one. */
 static bool lookup_is_proven(const struct lookup *lookup, usec_t now)
 {
     return lookup->served ||
            (lookup->connected_at != USEC_NEVER && now - lookup->connected_at >= PROVEN_AGE);
 }
 
-/* The pause before the next attempt, at random from its upper half: the workers that a database has
- * lost together must not come back together. */
+/* The pause before the next attempt: a random time from the upper half of the current pause, so
+ * that workers that lost the database together do not return together. */
 static usec_t lookup_next_pause(struct lookup *lookup)
 {
     usec_t half = lookup->pause / 2;
@@ -192,7 +193,7 @@ static usec_t lookup_next_pause(struct lookup *lookup)
     return half + random % half;
 }
 
-/* The one place where a connection ends: it is closed, and a new one is tried after a pause. */
+/* Ends a connection; nothing else does. A new one is tried after a pause. */
 static enum lookup_event __attribute__((format(printf, 3, 4)))
 lookup_give_up(struct lookup *lookup, usec_t now, const char *format, ...)
 {
@@ -214,7 +215,7 @@ lookup_give_up(struct lookup *lookup, usec_t now, const char *format, ...)
     return waiting ? LOOKUP_EVENT_FAILED : LOOKUP_EVENT_NOTHING;
 }
 
-/* What libpq says of the connection: its first line. */
+/* Gives up with the first line of libpq's message about the connection. */
 static enum lookup_event lookup_give_up_connection(struct lookup *lookup, usec_t now)
 {
     const char *message = PQerrorMessage(lookup->connection);
@@ -234,7 +235,8 @@ static enum lookup_event lookup_give_up_statement(struct lookup *lookup, usec_t 
     return lookup_give_up(lookup, now, "%s", trouble);
 }
 
-/* The server does not answer: the next attempt leaves this host out, if there are others. */
+/* Gives up a server that does not answer. The next attempt leaves this host out if there are
+ * others. */
 static enum lookup_event lookup_give_up_silent(struct lookup *lookup, usec_t now)
 {
     struct conninfo_hosts others = conninfo_other_hosts(lookup->connection);
@@ -253,7 +255,7 @@ static bool lookup_watch_socket(struct lookup *lookup, uint32_t events)
     struct epoll_event event = {.events = events, .data.ptr = lookup};
     int fd = PQsocket(lookup->connection);
 
-    /* While it connects libpq may replace its descriptor at any time. */
+    /* libpq may replace the descriptor at any time while it connects. */
     if (lookup->state != LOOKUP_STATE_CONNECTING && lookup->watched == events)
         return true;
     lookup->watched = events;
@@ -261,7 +263,7 @@ static bool lookup_watch_socket(struct lookup *lookup, uint32_t events)
            (errno == ENOENT && epoll_ctl(lookup->epoll_fd, EPOLL_CTL_ADD, fd, &event) == 0);
 }
 
-/* Sends what is still to be sent. */
+/* Sends what libpq has queued. */
 static bool lookup_flush(struct lookup *lookup)
 {
     int left = PQflush(lookup->connection);
@@ -276,8 +278,8 @@ static bool lookup_succeeded(const struct lookup *lookup)
     return status == PGRES_TUPLES_OK || status == PGRES_COMMAND_OK;
 }
 
-/* Keeps a result instead of the one before it, which may be that of the settings; but the first
- * error is the one that says what is wrong. False if the connection cannot be used any more. */
+/* Keeps a result in place of the one before, which may be that of the settings. The first error
+ * stays, since it says what is wrong. False if the connection cannot be used any more. */
 static bool lookup_keep_result(struct lookup *lookup, PGresult *result)
 {
     bool usable = !sqlstate_is_copy(result);
@@ -303,7 +305,8 @@ static bool lookup_receive_statement(struct lookup *lookup, bool *complete)
     return true;
 }
 
-/* Of lookup_queue_transaction(): a NULL ends each statement, a synchronization the transaction. */
+/* Receives the results of lookup_queue_transaction(). NULL ends each statement,
+ * PGRES_PIPELINE_SYNC the transaction. */
 static bool lookup_receive_transaction(struct lookup *lookup, bool *complete)
 {
     bool between = false; /* the last result was the NULL between two statements */
@@ -323,7 +326,7 @@ static bool lookup_receive_transaction(struct lookup *lookup, bool *complete)
     return !*complete || PQexitPipelineMode(lookup->connection);
 }
 
-/* Reads what has arrived. False if the connection is lost; *complete if the statement is done. */
+/* Reads what has arrived. False if the connection is lost; *complete: the statement is done. */
 static bool lookup_receive(struct lookup *lookup, bool *complete)
 {
     *complete = false;
@@ -334,7 +337,7 @@ static bool lookup_receive(struct lookup *lookup, bool *complete)
     return lookup_receive_statement(lookup, complete);
 }
 
-/* A statement has been queued: into the state that waits for its result. */
+/* Enters the state that waits for the statement that was queued. */
 static enum lookup_event lookup_begin(
     struct lookup *lookup, enum lookup_state state, int queued, usec_t now)
 {
@@ -369,7 +372,7 @@ static enum lookup_event lookup_use_connection(struct lookup *lookup, usec_t now
 {
     const char *encoding = PQparameterStatus(lookup->connection, "server_encoding");
 
-    /* In any other, some session ids could not even be asked about. */
+    /* In another encoding, some session ids could not be asked about. */
     if (!encoding || strcmp(encoding, "UTF8") != 0)
         return lookup_give_up(
             lookup, now, "its encoding is %s, not UTF8", encoding ? encoding : "unknown");
@@ -485,8 +488,7 @@ static bool lookup_has_changed(const struct lookup *lookup, usec_t now)
 {
     if (!lookup->version_as)
         return true;
-    /* A pooler may have several servers, of which one may know less than the one that was checked.
-     */
+    /* A pooler may have several servers, one of which may be behind the one that was checked. */
     if (lookup->pooled || !lookup->layout.tables.tracked ||
         (lookup->layout.per_instance && !instances_tracked(lookup->instances)))
         return now - lookup->version_at >= LOOKUP_UNTRACKED_INTERVAL;
@@ -545,8 +547,8 @@ static enum lookup_event lookup_prepare(struct lookup *lookup, usec_t now)
 }
 
 /* Queues settings and statement as one transaction. It is an implicit one, which ends at the
- * synchronization: poolers that allow but one statement a transaction refuse BEGIN. params: NULL
- * if the statement has none; it then returns text. */
+ * synchronization, since poolers in statement mode refuse BEGIN. params NULL: the statement has
+ * none, and returns text. */
 static bool lookup_queue_transaction(struct lookup *lookup, const struct settings *settings,
     const char *text, const struct batch_params *params)
 {
@@ -592,7 +594,7 @@ static enum lookup_event lookup_read_instances(
         lookup, state, lookup_queue_transaction(lookup, &settings, sql_instances, NULL), now);
 }
 
-/* The list has been read, or not. */
+/* Sets when the list is due again, after an attempt to read it. */
 static void lookup_pause_instances(struct lookup *lookup, usec_t now)
 {
     usec_t pause = (now - lookup->instances_begun) * INSTANCES_TIMES_TOOK;
@@ -600,7 +602,7 @@ static void lookup_pause_instances(struct lookup *lookup, usec_t now)
     lookup->instances_due = now + usec_min(usec_max(pause, INSTANCES_PAUSE), INSTANCES_PAUSE_MAX);
 }
 
-/* Takes the list of instances over. False if none can be served. */
+/* Takes over the list that has been read. False if no instance can be served. */
 static bool lookup_use_instances(struct lookup *lookup, usec_t now)
 {
     PGresult *rows = lookup->result;
@@ -610,7 +612,7 @@ static bool lookup_use_instances(struct lookup *lookup, usec_t now)
     lookup_pause_instances(lookup, now);
     if (!instances_read(lookup->instances, rows, &gone))
         return false;
-    /* Who waits for an instance that has gone has to be asked about once more. */
+    /* Requests that wait for an instance that is gone have to be looked up again. */
     if (gone)
         lookup->version++;
     lookup->instances_told = false;
@@ -622,20 +624,20 @@ static enum lookup_event lookup_use_first_instances(struct lookup *lookup, usec_
 {
     if (!lookup_use_instances(lookup, now))
         return lookup_give_up(lookup, now, "%s", instances_problem(lookup->instances));
-    /* The others are prepared for each schema, when it is first asked. */
+    /* The other statements are prepared for each schema when it is first asked. */
     lookup->prepared = STATEMENT_CHANGES;
     return lookup_prepare(lookup, now);
 }
 
-/* Whether the list has to be read before a batch or a check: the database has changed since then,
- * or nobody has checked. */
+/* Whether the list has to be read before a batch or a check: the database has changed since, or
+ * was not checked lately. */
 static bool lookup_rereads_instances(const struct lookup *lookup, usec_t now)
 {
     return lookup->layout.per_instance && now >= lookup->instances_due &&
            (lookup->instances_doubtful || now - lookup->checked_at >= INSTANCES_PAUSE);
 }
 
-/* What the pipeline has done, and what follows. */
+/* Handles the result of the pipeline. */
 static enum lookup_event lookup_use_pipeline(
     struct lookup *lookup, enum pipeline_result result, usec_t now)
 {
@@ -681,14 +683,14 @@ static enum lookup_event lookup_send_check(struct lookup *lookup, usec_t now)
         lookup, LOOKUP_STATE_CHECKING, lookup_queue(lookup, STATEMENT_CHANGES, NULL), now);
 }
 
-/* What the list was read for. */
+/* Sends the batch or check for which the list was read. */
 static enum lookup_event lookup_send_following(struct lookup *lookup, usec_t now)
 {
     return lookup->follows == LOOKUP_STATE_CHECKING ? lookup_send_check(lookup, now)
                                                     : lookup_send_pipeline(lookup, now);
 }
 
-/* Sends a batch or a check; before it the list of instances is read again where it has to be. */
+/* Sends a batch or a check; rereads the list of instances first if that is due. */
 static enum lookup_event lookup_send_with_list(
     struct lookup *lookup, enum lookup_state follows, usec_t now)
 {
@@ -705,7 +707,7 @@ static enum lookup_event lookup_use_new_instances(struct lookup *lookup, usec_t 
     return lookup_send_following(lookup, now);
 }
 
-/* The list could not be read again: the one before serves for another while. */
+/* Keeps the old list after rereading it has failed. */
 static enum lookup_event lookup_keep_instances(struct lookup *lookup, usec_t now)
 {
     char why[sizeof lookup->trouble];
@@ -721,7 +723,7 @@ static enum lookup_event lookup_keep_instances(struct lookup *lookup, usec_t now
     return lookup_send_following(lookup, now);
 }
 
-/* The session has its settings, or each transaction makes its own. */
+/* Goes on after the settings were made, or where each transaction makes its own. */
 static enum lookup_event lookup_use_settings(struct lookup *lookup, usec_t now)
 {
     lookup->prepared = 0;
@@ -737,13 +739,13 @@ static enum lookup_event lookup_use_layout(struct lookup *lookup, usec_t now)
 
     if (!layout_read(lookup->result, layout))
         return lookup_give_up(lookup, now, "%s", layout->problem);
-    /* No schema may hold up the others for long. */
+    /* A schema must not delay the others for long. */
     lookup->settings = (struct settings){
         .schema = layout->schema,
         .statement_ms = layout->per_instance ? ms / PIPELINE_STATEMENT_SHARE : ms,
         .lock_ms = layout->per_instance ? ms / PIPELINE_LOCK_SHARE + 1 : 0,
     };
-    /* A pooler makes up the process id that it tells its clients. */
+    /* The process id that a pooler tells its clients is made up. */
     lookup->pooled = layout->backend != PQbackendPID(lookup->connection);
     if (lookup->pooled)
         return lookup_use_settings(lookup, now);
@@ -753,7 +755,7 @@ static enum lookup_event lookup_use_layout(struct lookup *lookup, usec_t now)
 
 /* ---- Steps ---- */
 
-/* The statement under way has succeeded. */
+/* Handles the success of the statement under way. */
 static enum lookup_event lookup_advance(struct lookup *lookup, usec_t now)
 {
     switch (lookup->state) {
@@ -825,7 +827,7 @@ bool lookup_away(const struct lookup *lookup)
     return lookup->state < LOOKUP_STATE_READY;
 }
 
-/* A batch where all instances share the tables. */
+/* Sends a batch where all instances share the tables. */
 static enum lookup_event lookup_send_statement(
     struct lookup *lookup, const struct session_key *const keys[], usec_t now)
 {

@@ -12,12 +12,12 @@
 #include "version.h"
 
 #define METRICS_PREFIX "merchant_sessions_"
-/* Changes of the database whose times are kept. */
+/* How many changes of the database the time is kept of. */
 #define METRICS_CHANGES 256
-/* Upper limits of the buckets of a histogram, at most. */
+/* Limit of the number of upper limits of a histogram's buckets. */
 #define METRICS_LIMITS 16
 
-/* A cell is written by one process, and read by all: a reader must never see half of a number. */
+/* One process writes a cell, all read it. A reader must never see half a number. */
 typedef _Atomic uint64_t metrics_cell;
 static_assert(ATOMIC_LLONG_LOCK_FREE == 2, "processes can share only atomics without locks");
 
@@ -52,7 +52,7 @@ enum metrics_place {
 };
 #define METRICS_GAUGES METRICS_PLACE_RECONNECTS
 
-/* No two processes write the same line of the cache. */
+/* Aligned, so that no two processes write the same cache line. */
 struct metrics_block {
     alignas(64) metrics_cell cells[METRICS_CELLS];
 };
@@ -119,7 +119,7 @@ static uint64_t metrics_get(const metrics_cell *cell)
     return atomic_load_explicit(cell, memory_order_relaxed);
 }
 
-/* Not one atomic step, which would cost more: nobody else writes this cell. */
+/* Load and store are apart, which is cheaper: no other process writes this cell. */
 static void metrics_add(metrics_cell *cell, uint64_t number)
 {
     metrics_set(cell, metrics_get(cell) + number);
@@ -161,7 +161,7 @@ static int metrics_histogram_place(enum metrics_histogram histogram)
     return METRICS_PLACE_HISTOGRAM + (int)histogram * METRICS_HISTOGRAM_CELLS;
 }
 
-/* 0 ends a list of limits that is shorter than it may be. */
+/* 0 ends a list of limits that is not full. */
 static void metrics_observe(struct metrics *metrics, enum metrics_histogram histogram,
     const uint32_t limits[METRICS_LIMITS], uint64_t number)
 {
@@ -212,7 +212,7 @@ void metrics_observe_payment(struct metrics *metrics, uint64_t unpaid_version, u
         now - metrics->changes[(metrics->version - changes + 1) % METRICS_CHANGES]);
 }
 
-/* The one place where the state of the database connection changes. */
+/* All transitions of metrics_database. */
 static void metrics_set_database(struct metrics *metrics, bool up)
 {
     switch (metrics->database) {
@@ -242,8 +242,8 @@ void metrics_set_gauges(struct metrics *metrics, const struct metrics_gauges *ga
     metrics_set_database(metrics, gauges->database_up);
 }
 
-/* The sums of all blocks. Each block is read once, so that the numbers of one event, which are next
- * to each other, are seen together if possible. */
+/* Sums up all blocks. Each block is read once, so that the numbers of one event, which are
+ * neighbours, are mostly read together. */
 static void metrics_sum_up(const struct metrics *metrics, uint64_t sums[METRICS_CELLS])
 {
     memset(sums, 0, METRICS_CELLS * sizeof *sums);
@@ -296,7 +296,7 @@ static void metrics_print_answers(FILE *text, const uint64_t sums[METRICS_CELLS]
             reply_status(kind), reply_code(kind), (uintmax_t)sums[METRICS_PLACE_ANSWERS + kind]);
 }
 
-/* What a histogram counts, and how it is written. Those of one name stand together. */
+/* Name, help and labels of each histogram. Those of the same name are neighbours. */
 static const struct {
     const char *name, *help, *label;
     const uint32_t *limits;

@@ -113,7 +113,7 @@ static const char *options_read_conninfo(const char *name, const char *text)
     case CONNINFO_SOUND:
         break;
     case CONNINFO_MALFORMED:
-        /* It is not repeated: there may be a password in it. */
+        /* The value is not printed: it may hold a password. */
         fprintf(stderr, "merchant-sessions: %s: not a libpq connection string or URI\n", name);
         exit(EX_USAGE);
     case CONNINFO_NO_MEMORY:

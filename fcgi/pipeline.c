@@ -11,22 +11,22 @@
 #include "log.h"
 #include "sqlstate.h"
 
-/* Limit of prepared statements; each takes about 150 KiB of the database's memory. Those that one
- * batch needs may be on top of it. */
+/* Limit of prepared statements, each of which takes about 150 KiB of the database's memory. The
+ * statements of one batch may exceed it. */
 #define PREPARED_MAX 640
-/* Limit of statements that one batch prepares: each takes the database a millisecond or two. */
+/* Limit of the statements that one batch prepares. Preparing one takes the database 1 to 2 ms. */
 #define PREPARES_MAX 32
-/* How long a schema rests doubles with each failure, from the first to the last of these. */
+/* Rest of a schema after a failure: doubles from the first to the second. */
 #define REST_LOCKED     (100 * USEC_PER_MS)
 #define REST_LOCKED_MAX (800 * USEC_PER_MS)
 #define REST_SLOW       USEC_PER_SEC
 #define REST_SLOW_MAX   (8 * USEC_PER_SEC)
 #define REST_OTHER      (100 * USEC_PER_MS)
 #define REST_OTHER_MAX  (3200 * USEC_PER_MS)
-/* After a statement that was too slow no schema is on trial for this time: trials must not take all
- * of the time, however many schemas are slow. */
+/* Pause of trials after a statement that was too slow, so that trials do not take all of the
+ * time when many schemas are slow. */
 #define TRIAL_PAUSE USEC_PER_SEC
-/* A lock is seldom worth a line in the log before it was met this often in a row. */
+/* Number of failures in a row for a lock from which on it is logged. */
 #define LOCKS_UNTOLD 2
 
 #define NAME_SIZE 32
@@ -108,8 +108,8 @@ static bool pipeline_admit(struct pipeline *pipeline, const struct instance_sche
     return true;
 }
 
-/* Takes the keys of the schema of key number `first` out of schemas: into a group, or they get an
- * answer without being asked about. */
+/* Takes all keys of the schema of key `first` out of schemas: into a group, or with an answer
+ * that needs no lookup. */
 static void pipeline_take_group(struct pipeline *pipeline, struct instance_schema *schemas[],
     size_t first, size_t count, usec_t now)
 {
@@ -180,8 +180,8 @@ static bool pipeline_deallocate_schema(struct pipeline *pipeline, struct instanc
            pipeline_deallocate(pipeline, &schema->statements[QUESTION_PAYMENT]);
 }
 
-/* Deallocates the statements that are not right any more, and those of the schemas that were used
- * least recently until there is room for those that this batch prepares. */
+/* Deallocates outdated statements, and those of the least recently used schemas until there is
+ * room for the statements that this batch prepares. */
 static bool pipeline_make_room(struct pipeline *pipeline, usec_t now)
 {
     struct instance_schema *schema = NULL;
@@ -322,7 +322,7 @@ static usec_t pipeline_rest(enum sqlstate_kind kind, unsigned failures)
     return failures > 6 ? last : usec_min(first << (failures - 1), last);
 }
 
-/* The one place where a schema fails: it rests. `why` is for the log, which has it once. */
+/* Puts a schema to rest after a failure; nothing else does. `why` is logged once. */
 static void pipeline_set_aside(struct pipeline *pipeline, struct instance_schema *schema,
     enum sqlstate_kind kind, const char *why, usec_t now)
 {
@@ -382,8 +382,7 @@ static bool pipeline_has_ended(const struct pipeline *pipeline)
     return pipeline->transactions_ended == pipeline->group_count + pipeline->deallocates;
 }
 
-/* Takes a result of the current transaction over. False if the connection cannot be used any
- * more. */
+/* Handles a result of the current transaction. False if the connection cannot be used any more. */
 static bool pipeline_take_result(struct pipeline *pipeline, PGresult *result, usec_t now)
 {
     struct pipeline_group *group = pipeline_current_group(pipeline);
@@ -405,7 +404,7 @@ static bool pipeline_take_result(struct pipeline *pipeline, PGresult *result, us
         usable = false;
     else if (status == PGRES_FATAL_ERROR && group)
         pipeline_fail_group(pipeline, group, result, now);
-    /* What is left needs nothing: of a DEALLOCATE, or of a statement after one that failed. */
+    /* The other results need nothing: those of DEALLOCATE, and of statements after a failed one. */
     PQclear(result);
     return usable;
 }
@@ -460,7 +459,7 @@ void pipeline_blame(struct pipeline *pipeline, usec_t now)
 {
     struct pipeline_group *group = pipeline_current_group(pipeline);
 
-    /* If no transaction has ended it is the server that does not answer. */
+    /* If no transaction has ended, the server does not answer: no schema is to blame. */
     if (group && pipeline->transactions_ended > 0)
         pipeline_set_aside(pipeline, group->schema, SQLSTATE_SLOW, "it holds up the others", now);
 }

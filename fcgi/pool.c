@@ -22,9 +22,9 @@
 #define PAUSE_MAX (10 * USEC_PER_SEC)
 /* Limit of that pause while there is no worker at all. */
 #define AWAY_MAX (900 * USEC_PER_MS)
-/* How long a worker has to stop before it is killed. Its own limit is shorter. */
+/* Time that a worker has to stop before it is killed. The worker's own limit is shorter. */
 #define STOP_GRACE (1800 * USEC_PER_MS)
-/* How long the end of killed workers is awaited when the pool stops. */
+/* Limit of the wait for killed workers when the pool stops. */
 #define KILL_GRACE (100 * USEC_PER_MS)
 
 /*
@@ -67,7 +67,7 @@ struct pool {
     int listen_fd;
     sigset_t signals;
     enum pool_state state;
-    unsigned generation; /* how many SIGHUPs there were */
+    unsigned generation; /* number of SIGHUPs so far */
     usec_t stop_due;     /* when a stopping pool gives up what is left; USEC_NEVER: not stopping */
     bool killed;         /* a worker had to be killed while stopping */
     struct metrics *metrics; /* with the same slots */
@@ -82,15 +82,16 @@ static _Noreturn void pool_become_worker(struct pool *pool, const struct slot *s
     int listen_fd = pool->listen_fd, status;
     sigset_t children;
 
-    /* The terminal's signals go to all processes. The pool passes on what they mean. */
+    /* A terminal sends its signals to all processes of a group. Only the pool is to get them; it
+     * passes them on. */
     signal(SIGINT, SIG_IGN);
     signal(SIGQUIT, SIG_IGN);
     signal(SIGHUP, SIG_IGN);
     prctl(PR_SET_PDEATHSIG, SIGTERM);
     if (getppid() != parent)
         exit(EXIT_FAILURE);
-    /* Those that stop it stay blocked: worker_run() lets them in when it has its handlers. One that
-     * came between libfcgi's handlers and ours would be lost. */
+    /* Signals that stop a worker stay blocked until worker_run() has its handlers: a signal
+     * between libfcgi's handlers and ours would be lost. */
     sigemptyset(&children);
     sigaddset(&children, SIGCHLD);
     sigprocmask(SIG_UNBLOCK, &children, NULL);
@@ -128,7 +129,7 @@ static usec_t pool_next_pause(usec_t pause)
     return pause ? usec_min(pause * 2, PAUSE_MAX) : PAUSE_MIN;
 }
 
-/* SPARE or PAUSED to STARTING. Where no process can be had, to PAUSED, for longer each time. */
+/* SPARE or PAUSED to STARTING; or to PAUSED, with growing pauses, where fork() fails. */
 static void pool_slot_start(struct pool *pool, struct slot *slot, usec_t now)
 {
     pid_t parent = getpid(), pid = fork();
@@ -158,7 +159,7 @@ static void pool_slot_kill(struct pool *pool, struct slot *slot)
     pool_slot_move(slot, SLOT_KILLED, USEC_NEVER);
 }
 
-/* What happens when the time of a slot has come. */
+/* Handles a slot whose time is due. */
 static void pool_slot_due(struct pool *pool, struct slot *slot, usec_t now)
 {
     switch (slot->state) {
@@ -179,7 +180,7 @@ static void pool_slot_due(struct pool *pool, struct slot *slot, usec_t now)
     }
 }
 
-/* The slot needs no process any more: active to RETIRING, PAUSED to SPARE. */
+/* Gives up the process of a slot: active to RETIRING, PAUSED to SPARE. */
 static void pool_slot_retire(struct slot *slot, usec_t now)
 {
     switch (slot->state) {
@@ -198,7 +199,7 @@ static void pool_slot_retire(struct slot *slot, usec_t now)
     }
 }
 
-/* Signals that a process gets for its own faults. All others come from outside. */
+/* Signals that a process gets for its own faults; others come from outside. */
 static bool pool_is_crash(int signal)
 {
     static const int crashes[] = {SIGILL, SIGTRAP, SIGABRT, SIGBUS, SIGFPE, SIGSEGV, SIGSYS};
@@ -209,7 +210,7 @@ static bool pool_is_crash(int signal)
     return false;
 }
 
-/* Whether a worker that died in its first second has failed, and was not stopped by somebody. */
+/* Whether a worker that died in its first second failed, rather than was stopped from outside. */
 static bool pool_has_failed(int status)
 {
     if (WIFSIGNALED(status))
@@ -227,7 +228,7 @@ static int pool_death_number(int status)
     return WIFSIGNALED(status) ? WTERMSIG(status) : WEXITSTATUS(status);
 }
 
-/* Active to PAUSED: for no time at all, unless the worker has failed at its start. */
+/* Active to PAUSED; with a pause only if the worker has failed at its start. */
 static void pool_slot_lost(struct slot *slot, int status, usec_t now)
 {
     int pid = (int)slot->pid, number = pool_death_number(status);
@@ -307,7 +308,7 @@ static struct slot *pool_find_oldest(struct pool *pool)
     return oldest;
 }
 
-/* A slot in a state, or NULL. Of the PAUSED ones it is that which is due first. */
+/* A slot in this state, or NULL. Of several in PAUSED it is the one that is due first. */
 static struct slot *pool_find(struct pool *pool, enum slot_state state)
 {
     struct slot *found = NULL;
@@ -344,10 +345,8 @@ static bool pool_any_outdated(const struct pool *pool)
     return false;
 }
 
-/*
- * The slot to retire, or NULL: the oldest worker where there is one too many, or, where a death has
- * left no old worker to replace, the pause of the worker that should have replaced it.
- */
+/* The slot to retire, or NULL: the oldest worker if there is one too many; or the pause of a new
+ * worker that died, where no old one is left to replace. */
 static struct slot *pool_find_surplus(struct pool *pool)
 {
     int active = pool_count_active(pool);
@@ -360,8 +359,8 @@ static struct slot *pool_find_surplus(struct pool *pool)
     return NULL;
 }
 
-/* The next step of a replacement. A new worker is started when the spare slot is free, that is when
- * the last old one has gone, and when the last new one has survived its start. */
+/* The next step of a replacement: starts a new worker when the spare slot is free, that is when
+ * the last old worker has ended and the last new one has survived its start. */
 static void pool_replace(struct pool *pool, usec_t now)
 {
     struct slot *oldest = pool_find_oldest(pool), *spare = pool_find(pool, SLOT_SPARE), *surplus;
@@ -377,7 +376,8 @@ static void pool_replace(struct pool *pool, usec_t now)
     pool->state = POOL_SERVING;
 }
 
-/* Where no worker is left shoppers wait: the next one is started soon, however often it failed. */
+/* While there is no worker requests wait: the next one is started soon, however often it has
+ * failed. */
 static void pool_bound_absence(struct pool *pool, usec_t now)
 {
     struct slot *paused = pool_find(pool, SLOT_PAUSED);
@@ -410,7 +410,7 @@ static void pool_stop(struct pool *pool, usec_t now)
         pool_slot_retire(&pool->slots[i], now);
 }
 
-/* Also one that comes during a replacement: all workers older than it are replaced. */
+/* A SIGHUP during a replacement replaces all workers that are older than it. */
 static void pool_hang_up(struct pool *pool)
 {
     if (pool->state == POOL_STOPPING)
@@ -485,7 +485,7 @@ static void pool_block_signals(struct pool *pool)
     for (size_t i = 0; i < sizeof signals / sizeof signals[0]; i++)
         sigaddset(&pool->signals, signals[i]);
     sigprocmask(SIG_BLOCK, &pool->signals, NULL);
-    /* Ignored, as some parents leave it, there would be no death to notice. */
+    /* Some parents leave SIGCHLD ignored: then the death of a worker would not be noticed. */
     signal(SIGCHLD, SIG_DFL);
 }
 

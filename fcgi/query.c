@@ -10,13 +10,13 @@ struct part {
     size_t length;
 };
 
-/* Where the next decoded value goes. */
+/* Free space for decoded values. */
 struct space {
     char *at;
     size_t left;
 };
 
-/* How a value is written in the request. */
+/* The encoding of a value in the request. */
 enum coding {
     CODING_NONE,    /* as it is */
     CODING_PERCENT, /* RFC 3986, section 2.1 */
@@ -195,7 +195,7 @@ static bool query_take_parameter(const char **at, struct part *name, struct part
     return true;
 }
 
-/* How often a parameter is there; its last value. Names may be encoded as well as values. */
+/* Counts how often a parameter is there, and gives its last value. Names are decoded too. */
 static unsigned query_find_parameter(
     const char *query, struct space space, const char *wanted, struct part *found)
 {
@@ -238,7 +238,7 @@ static bool query_read_number(const char *text, int64_t *number)
     for (; *text; text++) {
         if (*text < '0' || *text > '9')
             return false;
-        /* Past this bound any wait is too long, and further digits make no difference. */
+        /* Any number above this bound is too long a wait: further digits make no difference. */
         if (*number < INT64_MAX / 100)
             *number = *number * 10 + (*text - '0');
     }

@@ -43,7 +43,7 @@ static bool record_collect(struct record_bytes *to, const unsigned char *bytes, 
         size_t room = to->length + length;
         unsigned char *grown;
 
-        /* Many small records must not mean many copies. */
+        /* Grows by doubling, so that many small records do not mean many copies. */
         if (room < to->room * 2)
             room = to->room * 2;
         grown = realloc(to->at, room);
@@ -153,7 +153,7 @@ static bool record_is_of_request(const struct record_reader *reader)
     return reader->phase != RECORD_PHASE_IDLE && record_id(reader) == reader->request_id;
 }
 
-/* The one place where the present request changes its phase. */
+/* All transitions of record_phase. */
 static void record_set_phase(struct record_reader *reader, enum record_phase phase)
 {
     reader->phase = phase;
@@ -171,7 +171,7 @@ static void record_set_phase(struct record_reader *reader, enum record_phase pha
     }
 }
 
-/* The one place where the record in progress goes on to its next part, or to the next record. */
+/* All transitions of record_part: to the next part of the record, or to the next record. */
 static void record_set_part(struct record_reader *reader, enum record_part part)
 {
     reader->part = part;
@@ -377,8 +377,8 @@ void record_request(const struct record_reader *reader, struct record_request *r
     request->length = head + params + sizeof request->tail;
 }
 
-/* The one value that FCGI_GET_VALUES can learn: no multiplexing. How many connections and requests
- * there may be is the operator's to say, by the limit on descriptors. */
+/* The only value that FCGI_GET_VALUES is told: no multiplexing. The numbers of connections and
+ * requests follow from the operator's limit on descriptors. */
 static size_t record_values_reply(const struct record_bytes *values, unsigned char *reply)
 {
     static const char name[] = FCGI_MPXS_CONNS;

@@ -26,7 +26,7 @@
 /* Parameters that are kept of a request; each name once. */
 #define RECORD_WANTED_MAX 6
 
-/* What the bytes read so far amount to. */
+/* The result of record_read(). */
 enum record_event {
     RECORD_EVENT_MORE,       /* all bytes are read, nothing is complete */
     RECORD_EVENT_REQUEST,    /* a request is complete, to the end of STDIN: see record_request() */
@@ -35,7 +35,7 @@ enum record_event {
     RECORD_EVENT_UNKNOWN_ROLE, /* a request for another role than RESPONDER: FCGI_UNKNOWN_ROLE */
     RECORD_EVENT_ABORT,        /* the peer has lost interest in the request (section 5.4) */
     RECORD_EVENT_BROKEN, /* not FastCGI, or beyond the bounds: nothing after it can be understood */
-    RECORD_EVENT_NO_MEMORY, /* as RECORD_EVENT_BROKEN, but it is our fault */
+    RECORD_EVENT_NO_MEMORY, /* as RECORD_EVENT_BROKEN, but because we are out of memory */
 };
 
 /* How much of the record in progress has been read. */

@@ -8,7 +8,7 @@
 
 #define ANY_ORIGIN "Access-Control-Allow-Origin: *\r\nAccess-Control-Expose-Headers: *\r\n"
 
-/* GANA's registry of error codes calls these TALER_EC_…; 0 where the answer is no error. */
+/* TALER_EC_… in GANA's registry of error codes; 0 where the answer is no error. */
 static const struct {
     const char *status;
     int code;

@@ -4,14 +4,14 @@
 
 #include <stdbool.h>
 
-/* Which session a request is about. UTF-8 strings. */
+/* The session that a request is about. UTF-8 strings. */
 struct session_key {
     const char *session;  /* never "" */
     const char *url;      /* fulfillment_url */
     const char *instance; /* "" for the instance of the un-prefixed path */
 };
 
-/* What the database knows of a session. */
+/* The status of a session in the database. */
 enum session_status {
     SESSION_NO_INSTANCE, /* there is no such instance */
     SESSION_UNKNOWN,     /* no order matches */

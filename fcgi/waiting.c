@@ -17,9 +17,9 @@
 #define BUDGET_CREDIT_MAX (300 * USEC_PER_MS)
 #define BUDGET_CHARGE_MAX (100 * USEC_PER_MS)
 
-/* The road to the database is the shortest time of so many checks, of the last and of the ones
- * before: a few seconds, so that it follows a network that changes, and a single check that found
- * the machine busy does not count. */
+/* The road to the database is the shortest duration of a check among the last ROAD_CHECKS and
+ * those before, which is a few seconds. So it follows changes of the network, and one slow check
+ * does not count. */
 #define ROAD_CHECKS 64
 
 /* Limit of a batch of polls of claimed orders: those who are about to pay wait for its end. */
@@ -37,7 +37,7 @@
 #define GATHER_ENOUGH 16
 #define GATHER_TIME   500
 
-/* A key whose instance could not be asked is asked about again after this time. */
+/* Pause before a key is asked about again whose instance could not be asked. */
 #define HOLD_TIME (250 * USEC_PER_MS)
 
 /* New requests are asked about in turn by instance, so that many for one instance do not delay
@@ -56,11 +56,11 @@ struct flow {
 TAILQ_HEAD(flow_list, flow);
 
 struct budget {
-    usec_t credit; /* at the time below; below 0: in debt */
+    usec_t credit; /* at the time below; negative: polling has taken too much */
     usec_t at;
 };
 
-/* What a statement takes that costs the database nothing, as the checks measure it. */
+/* The part of a statement's duration that costs the database nothing, as the checks measure it. */
 struct road {
     usec_t shortest; /* of `checks` checks */
     usec_t before;   /* of the ROAD_CHECKS before them; USEC_NEVER: there were none */
@@ -256,7 +256,7 @@ static void waiting_unlink_watch(struct waiting *waiting, struct watch *watch)
         TAILQ_REMOVE(&waiting->turns, flow, link);
 }
 
-/* The one place where a watch moves. */
+/* All transitions of watch_place. */
 static void waiting_move_watch(struct waiting *waiting, struct watch *watch, enum watch_place place)
 {
     if (watch->place == place)
@@ -270,7 +270,7 @@ static void waiting_move_watch(struct waiting *waiting, struct watch *watch, enu
         watch->held_until = 0;
 }
 
-/* The database has changed: whatever was looked up before has to be polled. */
+/* Notes that the database has changed: all parked watches have to be polled. */
 static void waiting_set_version(struct waiting *waiting, uint64_t version)
 {
     if (version == waiting->version)
@@ -292,7 +292,7 @@ static void waiting_enter(struct waiting *waiting, struct waiter *waiter, enum w
     TAILQ_INSERT_TAIL(waiting_list_of(waiting, waiter), waiter, link);
     waiter->watch->outcomes += state >= WAITER_LISTS;
     waiting->counts[state]++;
-    /* A batch that is under way was sent too early to answer one that asks only now. */
+    /* The batch under way was sent before this request asked: it must not answer it. */
     if (state == WAITER_NEW || state == WAITER_LAST)
         waiter->batch = waiting->batch_number + 1;
     if (state == WAITER_KNOWN || state == WAITER_FAILED)
@@ -312,8 +312,8 @@ static void waiting_place_watch(struct waiting *waiting, struct watch *watch)
         waiting_move_watch(waiting, watch, watch_proper_place(watch));
 }
 
-/* Those that were held back for long enough go where they belong. The list is in the order of its
- * times: all were held back for the same time. */
+/* Moves watches that were held for long enough to their proper place. The list is sorted by
+ * time, since all are held for the same time. */
 static void waiting_release_held(struct waiting *waiting, usec_t now)
 {
     struct watch *watch;
@@ -331,7 +331,7 @@ static usec_t waiting_held_due(const struct waiting *waiting)
     return first ? first->held_until : USEC_NEVER;
 }
 
-/* The one place where a waiter that stays changes its state. */
+/* All transitions of waiter_state, except into NEW and at the end. */
 static void waiting_set_state(
     struct waiting *waiting, struct waiter *waiter, enum waiter_state state)
 {
@@ -434,7 +434,7 @@ static bool waiting_gathers(const struct waiting *waiting, usec_t now)
     return now < waiting->gather_until && asking < waiting->gather_enough;
 }
 
-/* A batch of requests that ask has ended: whether the next one is gathered. */
+/* Decides whether the next batch of new requests is gathered. */
 static void waiting_note_load(struct waiting *waiting, usec_t now)
 {
     size_t twice = 2 * waiting->batch_count;
@@ -486,14 +486,14 @@ static void waiting_take_fresh(struct waiting *waiting, usec_t now)
 
     waiting_start_batch(waiting, QUESTION_EVERYTHING, now);
     waiting->fresh_at = now;
-    /* However many new requests there are, some room is left for the others. */
+    /* New requests leave a part of each batch to the others, however many they are. */
     waiting_fill_batch(
         waiting, WATCH_NEWCOMERS, lasts ? SESSION_BATCH_MAX * 3 / 4 : SESSION_BATCH_MAX);
     waiting_fill_batch(waiting, WATCH_LASTS, SESSION_BATCH_MAX);
     waiting_fill_batch(waiting, WATCH_NEWCOMERS, SESSION_BATCH_MAX);
 }
 
-/* Those about to pay go first, but where both kinds are due they take turns. */
+/* Claimed orders go first; where both kinds are due they take turns. */
 static enum watch_place waiting_choose_polls(const struct waiting *waiting, usec_t now)
 {
     bool claimed = waiting_place_due(waiting, WATCH_CLAIMED) <= now;
@@ -529,8 +529,8 @@ static bool waiting_check_is_due(const struct waiting *waiting, usec_t now)
     return waiting_parked(waiting) > 0 && waiting->check_due <= now;
 }
 
-/* Whose turn it is: requests that ask, but every other turn is for checks and polls, and of these
- * every other one for polls, where there are any. False if there is nothing to do. */
+/* Chooses the turn. Requests that ask go first, but every other turn is for checks and polls,
+ * and every other one of these for polls. False if there is nothing to do. */
 static bool waiting_choose_turn(struct waiting *waiting, enum turn *turn, usec_t now)
 {
     bool check = waiting_check_is_due(waiting, now);
@@ -588,7 +588,7 @@ void waiting_checked(struct waiting *waiting, uint64_t version, usec_t now)
 {
     waiting_set_version(waiting, version);
     road_add(&waiting->road, now - waiting->sent_at);
-    /* Where the road is long, half of the time at least belongs to others. */
+    /* Where the road is long, at least half of the connection's time is left for other batches. */
     waiting->check_due =
         usec_max(waiting->sent_at + waiting->check_interval, now + road_time(&waiting->road));
 }
@@ -605,7 +605,7 @@ static bool watch_learn(struct watch *watch, const struct session_answer *answer
     return true;
 }
 
-/* Moves the waiters in one state that the batch under way can answer on to another state. */
+/* Moves waiters from one state to another, if the batch under way can answer them. */
 static void waiting_move_asked(
     struct waiting *waiting, struct watch *watch, enum waiter_state from, enum waiter_state to)
 {
@@ -615,7 +615,7 @@ static void waiting_move_asked(
         waiting_set_state(waiting, waiter, to);
 }
 
-/* New requests that were looked up and are not paid: those that have time, and room, are to be
+/* Settles new requests that were looked up and are not paid: those that may wait are to be
  * parked. */
 static void waiting_settle_new(
     struct waiting *waiting, struct watch *watch, size_t park_limit, usec_t now)
@@ -636,7 +636,7 @@ static void waiting_settle_watch(struct waiting *waiting, struct watch *watch,
 {
     bool everything = waiting->question == QUESTION_EVERYTHING;
     bool final = answer->status == SESSION_PAID || answer->status == SESSION_NO_INSTANCE;
-    /* A poll says nothing of unclaimed orders, of which one that is known may be newer. */
+    /* A poll does not tell unclaimed orders, and the one that is known may be newer. */
     bool news = answer->status == SESSION_UNPAID && watch->status == SESSION_UNKNOWN;
 
     if (answer->status == SESSION_NOT_ASKED)
@@ -739,7 +739,7 @@ usec_t waiting_expire_due(const struct waiting *waiting)
 void waiting_stop(struct waiting *waiting, usec_t limit)
 {
     waiting->stop_limit = limit;
-    /* From the end, since an alarm that is put off moves towards it. */
+    /* Backwards, since an alarm that is put off moves towards the end. */
     for (size_t i = waiting->alarms.count; i-- > 0;) {
         struct waiter *waiter = waiting_waiter_of(waiting->alarms.nodes[i]);
 

@@ -67,15 +67,15 @@ struct waiter {
 
 TAILQ_HEAD(waiter_list, waiter);
 
-/* Where a watch is. It is in one list: see waiting_watch_list() in waiting.c. */
+/* The place of a watch. Each place has its list: see waiting_watch_list() in waiting.c. */
 enum watch_place {
-    WATCH_NEWCOMERS, /* has a waiter that is NEW */
-    WATCH_LASTS,     /* has none, but one that is LAST */
-    WATCH_CLAIMED,   /* has parked waiters alone; a wallet has claimed an order */
-    WATCH_UNCLAIMED, /* has parked waiters alone; no wallet has, as far as is known */
+    WATCH_NEWCOMERS, /* has a NEW waiter */
+    WATCH_LASTS,     /* has a LAST waiter, and no NEW one */
+    WATCH_CLAIMED,   /* has only PARKED waiters; a wallet has claimed an order */
+    WATCH_UNCLAIMED, /* has only PARKED waiters; no claimed order is known */
     WATCH_HELD,      /* its instance could not be asked: not asked about before held_until */
     WATCH_IN_BATCH,  /* the batch under way asks about it */
-    WATCH_AWAY,      /* has no waiter in its lists: goes when its last outcome is taken */
+    WATCH_AWAY,      /* has no waiter in its lists: freed with its last outcome */
 };
 
 /* One key and all who wait for it. Callers only read. */
@@ -121,7 +121,7 @@ void waiting_free(struct waiting *waiting);
 bool waiting_add(struct waiting *waiting, struct waiter *waiter, const struct session_key *key,
     usec_t deadline, usec_t now);
 
-/* The request leaves, in whatever state: it was answered, or its client has gone. */
+/* Removes a request, whatever its state: it was answered, or its client has left. */
 void waiting_remove(struct waiting *waiting, struct waiter *waiter);
 
 /* A waiter that is SETTLED becomes PARKED. The other way to deal with it is to answer it with what
@@ -152,16 +152,16 @@ void waiting_settle(
 /* The check or batch under way, if there is one, has no answer: its keys are asked about again. */
 void waiting_failed(struct waiting *waiting);
 
-/* Deals with every waiter whose state has to end by now: deadlines and the end of patience. One
- * that is SETTLED becomes KNOWN. */
+/* Handles every waiter whose state has to end by now: by its deadline or the end of its
+ * patience. A SETTLED waiter becomes KNOWN. */
 void waiting_expire(struct waiting *waiting, usec_t now);
 
 /* When waiting_expire() has something to do; USEC_NEVER if nobody waits. */
 usec_t waiting_expire_due(const struct waiting *waiting);
 
-/* From now on nobody is parked. All parked waiters ask a last time, and who has no answer at the
- * limit (a point in time) is answered with what the last lookup knew, or has FAILED if there was
- * none. Outcomes have been taken before. */
+/* From now on no request is parked. All parked waiters ask a last time. A waiter that has no
+ * answer at the limit (a point in time) is answered with what the last lookup knew, or FAILED if
+ * there was none. Outcomes have been taken before. */
 void waiting_stop(struct waiting *waiting, usec_t limit);
 
 /* The next waiter whose state is SETTLED, KNOWN or FAILED, NULL if there is none. The caller

@@ -22,21 +22,21 @@
 
 #define EVENTS_AT_ONCE 256
 #define ACCEPT_AT_ONCE 64
-/* How many connections can have come before a signal to stop: the backlog of listener_open(), or
- * more than that of an inherited socket. */
+/* Limit of the connections that are accepted after a signal to stop. As many can have come before
+ * it: the backlog of listener_open(), or more than that of an inherited socket. */
 #define ACCEPT_LAST SOMAXCONN
-/* After a signal to stop: how long requests that wait may take for their last lookup. */
+/* Limit of the last lookups after a signal to stop. */
 #define STOP_ASK USEC_PER_SEC
-/* After a signal to stop: when connections that are still open are closed. */
+/* Time after a signal to stop at which all connections are closed. */
 #define STOP_GRACE (1500 * USEC_PER_MS)
 
 /* A request that needs the database. */
 struct request {
-    struct waiter waiter; /* first: a waiter is a request */
+    struct waiter waiter; /* the first member: a waiter is cast to its request */
     struct connection *connection;
     usec_t arrived;
     bool head;   /* HEAD: no body, no waiting */
-    bool parked; /* it has been */
+    bool parked; /* it has been parked */
 };
 
 /* The batch under way, for the metrics. */
@@ -82,7 +82,7 @@ static void worker_send(struct connection *connection, char *bytes, size_t lengt
     free(bytes);
 }
 
-/* Counts an answer that is about to be sent; one that could not be made is none. */
+/* Counts an answer that is about to be sent. If it could not be made it counts as unanswered. */
 static void worker_count(struct worker *worker, enum reply_kind kind, bool made)
 {
     if (made)
@@ -113,7 +113,7 @@ static void worker_reply_metrics(
     worker_send(connection, bytes, length, now);
 }
 
-/* Ends a request that waits. Its connection is free to be answered. */
+/* Ends a waiting request. Returns its connection, which can be answered or closed. */
 static struct connection *worker_end_request(struct worker *worker, struct request *request)
 {
     struct connection *connection = request->connection;
@@ -142,7 +142,7 @@ static enum reply_kind worker_reply_kind(enum session_status status)
     return REPLY_DATABASE_FAILED;
 }
 
-/* A request that needed the database is about to be answered. */
+/* Observes the times of a request that needed the database and is about to be answered. */
 static void worker_observe(
     struct worker *worker, const struct request *request, enum reply_kind kind, usec_t now)
 {
@@ -164,7 +164,7 @@ static void worker_finish(struct worker *worker, struct request *request, enum r
     worker_send(worker_end_request(worker, request), bytes, length, now);
 }
 
-/* The database did not answer in time. */
+/* Answers that the database did not answer in time. */
 static void worker_fail(struct worker *worker, struct request *request, usec_t now)
 {
     worker_finish(worker, request, REPLY_DATABASE_FAILED, NULL, now);
@@ -374,7 +374,7 @@ static void worker_begin_stopping(struct worker *worker, usec_t now)
     waiting_stop(worker->waiting, now + STOP_ASK);
 }
 
-/* Lets the metrics know what there is now. */
+/* Reports the current numbers to the metrics. */
 static void worker_set_gauges(struct worker *worker)
 {
     const struct metrics_gauges gauges = {
@@ -404,7 +404,7 @@ static int worker_sleep_time(usec_t due, usec_t now)
         return -1;
     if (due <= now)
         return 0;
-    /* Rounded up: to wake up too early would be to turn in circles. */
+    /* Rounded up: waking up too early would be a turn for nothing. */
     return (int)usec_min((due - now + USEC_PER_MS - 1) / USEC_PER_MS, 1000 * 1000);
 }
 
@@ -418,12 +418,10 @@ static void worker_admit_signals(const sigset_t *unblocked)
     sigprocmask(SIG_SETMASK, &blocked, NULL);
 }
 
-/*
- * One turn of the loop; false if it can't go on. The order of the steps: first what has come from
- * the clients, so that new requests are in the next batch and those whose clients have left are
- * not; then the database's answers, so that one that came together with a deadline counts; then
- * what time has ended; and last the next question, which is about all that is known by then.
- */
+/* One turn of the loop; false if it cannot go on. The order matters. Clients come first, so that
+ * new requests are in the next batch and clients that left are not. Then the database's answers,
+ * so that an answer that came together with a deadline counts. Then deadlines. Last the next
+ * question, which is about everything known by then. */
 static bool worker_turn(struct worker *worker, const sigset_t *unblocked)
 {
     struct epoll_event events[EVENTS_AT_ONCE];
@@ -466,7 +464,7 @@ static bool worker_is_done(const struct worker *worker)
            (connections_count(worker->connections) == 0 || clock_now() >= worker->stop_due);
 }
 
-/* Answers what is still open at the end of the grace: the database has not answered. */
+/* Answers all requests that are still open after STOP_GRACE: the database has not answered. */
 static void worker_abandon(struct worker *worker)
 {
     usec_t now = clock_now();
@@ -542,7 +540,7 @@ static sigset_t worker_catch_signals(void)
     sigset_t unblocked;
 
     worker_block_signals();
-    /* There is nothing to replace for SIGHUP here: the pool does that. */
+    /* A worker has nothing to do at SIGHUP: the pool replaces it. */
     signal(SIGHUP, SIG_IGN);
     sigemptyset(&action.sa_mask);
     sigprocmask(SIG_BLOCK, NULL, &unblocked);
