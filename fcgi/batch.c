@@ -9,7 +9,7 @@ enum batch_column {
     BATCH_COLUMN_N,
     BATCH_COLUMN_PAID,
     BATCH_COLUMN_ORDER_ID,
-    BATCH_COLUMN_CONTRACT,
+    BATCH_COLUMN_CLAIMED,
     BATCH_COLUMN_COUNT
 };
 
@@ -72,7 +72,7 @@ static struct session_answer batch_row_answer(const PGresult *rows, int row)
     answer.order_id = PQgetvalue(rows, row, BATCH_COLUMN_ORDER_ID);
     answer.status = *PQgetvalue(rows, row, BATCH_COLUMN_PAID) != 0 ? SESSION_PAID : SESSION_UNPAID;
     answer.claimed =
-        answer.status == SESSION_UNPAID && *PQgetvalue(rows, row, BATCH_COLUMN_CONTRACT) != 0;
+        answer.status == SESSION_UNPAID && *PQgetvalue(rows, row, BATCH_COLUMN_CLAIMED) != 0;
     return answer;
 }
 
@@ -80,22 +80,22 @@ enum batch_result batch_read(const PGresult *rows, struct session_answer answers
     const uint16_t members[], size_t count, enum session_status without)
 {
     if (PQnfields(rows) != BATCH_COLUMN_COUNT)
-        return BATCH_MISSHAPEN;
+        return BATCH_RESULT_MISSHAPEN;
     for (size_t i = 0; i < count; i++)
         answers[members ? members[i] : i] = (struct session_answer){.status = without};
     for (int row = 0; row < PQntuples(rows); row++) {
         size_t n = batch_row_key(rows, row, count);
 
         if (n == 0 || PQgetlength(rows, row, BATCH_COLUMN_PAID) != 1 ||
-            PQgetlength(rows, row, BATCH_COLUMN_CONTRACT) != 1)
-            return BATCH_STRANGE;
+            PQgetlength(rows, row, BATCH_COLUMN_CLAIMED) != 1)
+            return BATCH_RESULT_STRANGE;
         answers[members ? members[n - 1] : n - 1] = batch_row_answer(rows, row);
     }
-    return BATCH_READ;
+    return BATCH_RESULT_READ;
 }
 
 const char *batch_trouble(enum batch_result result)
 {
-    return result == BATCH_MISSHAPEN ? "the lookup returned rows of another shape"
-                                     : "the lookup returned a row that was not asked for";
+    return result == BATCH_RESULT_MISSHAPEN ? "the lookup returned rows of another shape"
+                                            : "the lookup returned a row that was not asked for";
 }

@@ -308,8 +308,8 @@ static const struct instance *check_choose_instance(const struct check *check)
 
 /* The notes on an instance, as bits: one for each fault of its schema, and these. */
 enum {
-    NOTE_CONTRACTS_UNINDEXED = 1 << SCHEMA_FAULTS,
-    NOTE_ORDERS_UNINDEXED = 2 << SCHEMA_FAULTS,
+    NOTE_CLAIMED_UNINDEXED = 1 << SCHEMA_FAULTS,
+    NOTE_UNCLAIMED_UNINDEXED = 2 << SCHEMA_FAULTS,
     NOTE_ORDERS_WITHOUT_SESSION = 4 << SCHEMA_FAULTS,
 };
 
@@ -320,12 +320,12 @@ static int check_notes(const struct instance_schema *schema)
 
     if (schema->fault != SCHEMA_FINE)
         return notes;
-    if (!tables->contracts_indexed)
-        notes |= NOTE_CONTRACTS_UNINDEXED;
-    if (!tables->has_order_session)
+    if (!tables->claimed_indexed)
+        notes |= NOTE_CLAIMED_UNINDEXED;
+    if (!tables->finds_unclaimed)
         notes |= NOTE_ORDERS_WITHOUT_SESSION;
-    else if (!tables->orders_indexed)
-        notes |= NOTE_ORDERS_UNINDEXED;
+    else if (!tables->unclaimed_indexed)
+        notes |= NOTE_UNCLAIMED_UNINDEXED;
     return notes;
 }
 
@@ -428,7 +428,7 @@ static void check_claimed(struct check *check)
         layout->per_instance ? "SCHEMA" : layout->schema,
         instance && !instance->schema->tables.has_serial ? "" : "merchant_serial, ");
     snprintf(what, sizeof what, "%s: %s", orders, trouble);
-    if (check_say_instances(check, CHECK_NOT_OK, NOTE_CONTRACTS_UNINDEXED, what) == 0)
+    if (check_say_instances(check, CHECK_NOT_OK, NOTE_CLAIMED_UNINDEXED, what) == 0)
         check_say_plan(check, orders, check_plan(check, QUESTION_PAYMENT), CHECK_NOT_OK, trouble);
 }
 
@@ -448,12 +448,12 @@ static void check_unclaimed(struct check *check)
     snprintf(what, sizeof what, "%s: %s", orders, without_session);
     named = check_say_instances(check, CHECK_NOTE, NOTE_ORDERS_WITHOUT_SESSION, what);
     snprintf(what, sizeof what, "%s: %s", orders, unindexed);
-    named += check_say_instances(check, CHECK_NOTE, NOTE_ORDERS_UNINDEXED, what);
+    named += check_say_instances(check, CHECK_NOTE, NOTE_UNCLAIMED_UNINDEXED, what);
     if (named > 0)
         return;
-    if (!layout->per_instance && !tables->has_order_session)
+    if (!layout->per_instance && !tables->finds_unclaimed)
         check_say(check, CHECK_NOTE, "%s: %s", orders, without_session);
-    else if (!layout->per_instance && !tables->orders_indexed)
+    else if (!layout->per_instance && !tables->unclaimed_indexed)
         check_say(check, CHECK_NOTE, "%s: %s", orders, unindexed);
     else
         check_say_plan(

@@ -17,6 +17,7 @@
 
 #include "log.h"
 #include "record.h"
+#include "state.h"
 
 /* Pause after a failed accept(), and the age at which the known limit on descriptors is read
  * again. */
@@ -53,16 +54,32 @@
  * be answered with 500. */
 #define RESERVE_MEMORY ((size_t)32 * 1024)
 
+/* A request is open in DECODED and SHED. Any state ends by connection_close(). */
 enum connection_state {
     CONNECTION_STATE_READING, /* a request, or its rest, is expected; closed after
                                  CONNECTION_SILENCE */
     CONNECTION_STATE_IDLE,    /* between two requests; closed when descriptors run short */
-    CONNECTION_STATE_OPEN,    /* a request is to be answered, and libfcgi's buffers are there */
-    CONNECTION_STATE_PARKED,  /* a request is to be answered, and libfcgi's buffers have been freed
+    CONNECTION_STATE_DECODED, /* a request is to be answered, and libfcgi's buffers are there */
+    CONNECTION_STATE_SHED,    /* a request is to be answered, and libfcgi's buffers have been freed
                                */
 };
 
-#define CONNECTION_STATE_COUNT (CONNECTION_STATE_PARKED + 1)
+#define CONNECTION_STATE_COUNT (CONNECTION_STATE_SHED + 1)
+
+#define CONNECTION_NO_REQUEST \
+    (STATE_SET(CONNECTION_STATE_READING) | STATE_SET(CONNECTION_STATE_IDLE))
+#define CONNECTION_REQUEST (STATE_SET(CONNECTION_STATE_DECODED) | STATE_SET(CONNECTION_STATE_SHED))
+
+static const unsigned connection_sources[CONNECTION_STATE_COUNT] = {
+    /* accepted; records have arrived, or the request was answered and the next one has begun */
+    [CONNECTION_STATE_READING] = CONNECTION_NO_REQUEST | CONNECTION_REQUEST,
+    /* answered, or a management record was */
+    [CONNECTION_STATE_IDLE] = CONNECTION_NO_REQUEST | CONNECTION_REQUEST,
+    /* the request is complete */
+    [CONNECTION_STATE_DECODED] = CONNECTION_NO_REQUEST,
+    /* the answer comes later */
+    [CONNECTION_STATE_SHED] = STATE_SET(CONNECTION_STATE_DECODED),
+};
 
 enum connection_watch {
     CONNECTION_WATCH_OFF,         /* epoll does not have the descriptor */
@@ -77,6 +94,17 @@ enum accept_state {
     ACCEPT_STOPPED,   /* removed from epoll for good */
 };
 
+static const unsigned accept_sources[] = {
+    /* the pause is over, or there is a descriptor again */
+    [ACCEPT_LISTENING] = STATE_SET(ACCEPT_SHARING) | STATE_SET(ACCEPT_FULL),
+    /* connections were accepted in this turn */
+    [ACCEPT_SHARING] = STATE_SET(ACCEPT_LISTENING),
+    /* accept() failed, or the last descriptor was taken */
+    [ACCEPT_FULL] = STATE_SET(ACCEPT_LISTENING) | STATE_SET(ACCEPT_SHARING),
+    [ACCEPT_STOPPED] =
+        STATE_SET(ACCEPT_LISTENING) | STATE_SET(ACCEPT_SHARING) | STATE_SET(ACCEPT_FULL),
+};
+
 struct connection {
     struct connections *connections;
     TAILQ_ENTRY(connection) link; /* in the list of its state */
@@ -87,8 +115,9 @@ struct connection {
     bool served;         /* at least one request has been answered */
     const char *trouble; /* why the open request cannot be answered; NULL: it can */
     struct record_reader reader;
-    size_t decoded;       /* the length of the records that libfcgi has decoded */
-    FCGX_Request request; /* libfcgi's request; its output stream exists in CONNECTION_STATE_OPEN */
+    size_t decoded; /* the length of the records that libfcgi has decoded */
+    FCGX_Request
+        request; /* libfcgi's request; its output stream exists in CONNECTION_STATE_DECODED */
     void *owner;
 };
 
@@ -154,10 +183,11 @@ static void connections_unwatch(struct connections *connections)
 }
 
 /* All transitions of accept_state. Adds the listening socket to epoll and removes it. */
-static void connections_set_state(struct connections *connections, enum accept_state state)
+static void connections_set_accept_state(struct connections *connections, enum accept_state state)
 {
     if (connections->state == state || connections->state == ACCEPT_STOPPED)
         return;
+    state_check(accept_sources, connections->state, state);
     if (connections->state == ACCEPT_LISTENING)
         connections_unwatch(connections);
     connections->state = state;
@@ -192,9 +222,9 @@ static void connections_check_room(struct connections *connections)
                     "when one closes",
             connections->count);
     if (!room)
-        connections_set_state(connections, ACCEPT_FULL);
+        connections_set_accept_state(connections, ACCEPT_FULL);
     else if (connections->state == ACCEPT_FULL)
-        connections_set_state(connections, ACCEPT_LISTENING);
+        connections_set_accept_state(connections, ACCEPT_LISTENING);
 }
 
 static void connection_enter(struct connection *connection, enum connection_state state)
@@ -219,6 +249,7 @@ static void connection_leave(struct connection *connection)
 /* All transitions of connection_state. */
 static void connection_set_state(struct connection *connection, enum connection_state state)
 {
+    state_check(connection_sources, connection->state, state);
     connection_leave(connection);
     connection_enter(connection, state);
     connections_check_room(connection->connections);
@@ -239,7 +270,7 @@ static bool connections_fill_reserve(struct connections *connections)
     return connections->reserve;
 }
 
-static void connections_give_reserve(struct connections *connections)
+static void connections_free_reserve(struct connections *connections)
 {
     free(connections->reserve);
     connections->reserve = NULL;
@@ -338,7 +369,7 @@ static bool connections_lacks_descriptors(int error)
 }
 
 /* Handles a failed accept(). EMFILE and ENFILE overrule the limit that was read. */
-static void connections_fail(struct connections *connections, int error)
+static void connections_handle_accept_error(struct connections *connections, int error)
 {
     /* EINVAL: after listener_refuse(), when nothing waits any more. */
     if (error == EAGAIN || error == EINTR || error == ECONNABORTED || error == EINVAL)
@@ -350,7 +381,7 @@ static void connections_fail(struct connections *connections, int error)
     if (connections_may_complain(connections))
         log_warning("cannot accept: %s (%zu connections open); trying again in 1 s",
             strerror(error), connections->count);
-    connections_set_state(connections, ACCEPT_FULL);
+    connections_set_accept_state(connections, ACCEPT_FULL);
 }
 
 /* Limit of the connections that this worker accepts before it leaves the next ones to the
@@ -395,7 +426,7 @@ struct connection *connections_accept(struct connections *connections, usec_t no
         fd = connections_accept_fd(connections);
     if (fd >= 0)
         return connections_add(connections, fd, now);
-    connections_fail(connections, errno);
+    connections_handle_accept_error(connections, errno);
     return NULL;
 }
 
@@ -440,14 +471,14 @@ static void connections_refresh_limit(struct connections *connections)
 static void connections_share(struct connections *connections)
 {
     if (connections->state == ACCEPT_SHARING && connections->now >= connections->retry) {
-        connections_set_state(connections, ACCEPT_LISTENING);
+        connections_set_accept_state(connections, ACCEPT_LISTENING);
     } else if (connections->state == ACCEPT_LISTENING) {
         connections->burst =
             connections->accepted > 0 ? connections->burst + 1 : connections->burst / 2;
         if (connections->accepted > 0)
-            connections_set_state(connections, ACCEPT_SHARING);
+            connections_set_accept_state(connections, ACCEPT_SHARING);
         if (!connections->peers_keep)
-            connections_set_state(connections, ACCEPT_LISTENING);
+            connections_set_accept_state(connections, ACCEPT_LISTENING);
     }
     connections->accepted = 0;
 }
@@ -464,7 +495,7 @@ void connections_expire(struct connections *connections, usec_t now)
 
 void connections_stop(struct connections *connections)
 {
-    connections_set_state(connections, ACCEPT_STOPPED);
+    connections_set_accept_state(connections, ACCEPT_STOPPED);
     connections_close_idle(connections, SIZE_MAX, "stopping");
 }
 
@@ -495,7 +526,7 @@ size_t connections_parkable(rlim_t descriptors)
 
 void connections_close(struct connections *connections)
 {
-    connections_set_state(connections, ACCEPT_STOPPED);
+    connections_set_accept_state(connections, ACCEPT_STOPPED);
     for (size_t i = 0; i < CONNECTION_STATE_COUNT; i++)
         while (!TAILQ_EMPTY(&connections->lists[i]))
             connection_close(TAILQ_FIRST(&connections->lists[i]), "stopping");
@@ -567,12 +598,12 @@ static bool connection_decode_bare(struct connection *connection)
     record_forget(&connection->reader);
     if (connection_decode(connection))
         return true;
-    connections_give_reserve(connection->connections);
+    connections_free_reserve(connection->connections);
     return connection_decode(connection);
 }
 
 /* Frees what libfcgi holds of the request. */
-static void connection_shed(struct connection *connection)
+static void connection_free_request(struct connection *connection)
 {
     FCGX_Free(&connection->request, 0);
     connection->request.envp = NULL;
@@ -605,7 +636,7 @@ static bool connection_send_management(struct connection *connection)
 
 /* Handles one event of the record reader. Returns NULL if the connection can go on, else the
  * reason why not. */
-static const char *connection_act(struct connection *connection, enum record_event event)
+static const char *connection_handle_record(struct connection *connection, enum record_event event)
 {
     switch (event) {
     case RECORD_EVENT_MORE:
@@ -639,7 +670,8 @@ static const char *connection_read_records(struct connection *connection, size_t
     while (length > 0 && !trouble) {
         size_t used;
 
-        trouble = connection_act(connection, record_read(&connection->reader, at, length, &used));
+        trouble = connection_handle_record(
+            connection, record_read(&connection->reader, at, length, &used));
         at += used;
         length -= used;
     }
@@ -665,8 +697,8 @@ static bool connection_set_watch(struct connection *connection, enum connection_
 
 static bool connection_has_request(const struct connection *connection)
 {
-    return connection->state == CONNECTION_STATE_OPEN ||
-           connection->state == CONNECTION_STATE_PARKED;
+    return connection->state == CONNECTION_STATE_DECODED ||
+           connection->state == CONNECTION_STATE_SHED;
 }
 
 /* Ends a connection that cannot go on. If the caller knows of an open request, it has to end
@@ -682,7 +714,7 @@ static enum connection_event connection_drop(struct connection *connection, cons
 }
 
 /* Decodes a complete request, and opens it. */
-static enum connection_event connection_open(struct connection *connection)
+static enum connection_event connection_begin_request(struct connection *connection)
 {
     enum connection_event event = CONNECTION_EVENT_REQUEST;
 
@@ -693,7 +725,7 @@ static enum connection_event connection_open(struct connection *connection)
     }
     record_forget(&connection->reader);
     connection->connections->peers_keep = connection->reader.keep;
-    connection_set_state(connection, CONNECTION_STATE_OPEN);
+    connection_set_state(connection, CONNECTION_STATE_DECODED);
     return event;
 }
 
@@ -754,7 +786,7 @@ enum connection_event connection_read(struct connection *connection, usec_t now)
     if (connection_has_request(connection))
         return CONNECTION_EVENT_NOTHING;
     if (connection->reader.phase == RECORD_PHASE_WHOLE)
-        return connection_open(connection);
+        return connection_begin_request(connection);
     if (connection_await(connection, now))
         return CONNECTION_EVENT_NOTHING;
     return connection_drop(connection, "cannot be watched");
@@ -779,16 +811,16 @@ const char *connection_param(const struct connection *connection, const char *na
 
 void connection_wait(struct connection *connection)
 {
-    if (connection->connections->counts[CONNECTION_STATE_OPEN] > WARM_REQUESTS ||
+    if (connection->connections->counts[CONNECTION_STATE_DECODED] > WARM_REQUESTS ||
         connection->decoded > WARM_LENGTH)
-        connection_park(connection);
+        connection_shed(connection);
 }
 
-bool connection_park(struct connection *connection)
+bool connection_shed(struct connection *connection)
 {
-    if (connection->state == CONNECTION_STATE_OPEN) {
-        connection_shed(connection);
-        connection_set_state(connection, CONNECTION_STATE_PARKED);
+    if (connection->state == CONNECTION_STATE_DECODED) {
+        connection_free_request(connection);
+        connection_set_state(connection, CONNECTION_STATE_SHED);
     }
     return connection_set_watch(connection, CONNECTION_WATCH_ON);
 }
@@ -812,11 +844,11 @@ void connection_reply(struct connection *connection, const char *bytes, size_t l
 {
     const char *reason = NULL;
 
-    if (connection->state == CONNECTION_STATE_PARKED && !connection_decode_bare(connection))
+    if (connection->state == CONNECTION_STATE_SHED && !connection_decode_bare(connection))
         reason = "out of memory";
     else if (!connection_send_reply(connection, bytes, length))
         reason = "peer does not read";
-    connection_shed(connection);
+    connection_free_request(connection);
     record_next(&connection->reader);
     connection->owner = NULL;
     connection->served = true;
@@ -834,7 +866,7 @@ void connection_close(struct connection *connection, const char *reason)
 
     log_debug("connection %d: %s%s", connection->fd, reason,
         connection_has_request(connection) ? ", while a request was open" : "");
-    connection_shed(connection);
+    connection_free_request(connection);
     record_close(&connection->reader);
     connection_leave(connection);
     close(connection->fd);

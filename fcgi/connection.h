@@ -92,7 +92,7 @@ enum connection_event connection_read(struct connection *connection, usec_t now)
 const char *connection_trouble(const struct connection *connection);
 
 /* A meta-variable of the open request, one of those that record_request() keeps. NULL if the
- * request does not have it. Valid until connection_wait(), connection_park() or
+ * request does not have it. Valid until connection_wait(), connection_shed() or
  * connection_reply(). */
 const char *connection_param(const struct connection *connection, const char *name);
 
@@ -102,7 +102,7 @@ void connection_wait(struct connection *connection);
 
 /* Tells that the open request will wait long. Frees libfcgi's memory of it, and has epoll
  * announce that the peer leaves. It can still be answered. False if epoll fails. */
-bool connection_park(struct connection *connection);
+bool connection_shed(struct connection *connection);
 
 /* Answers the open request with these bytes, a CGI response (RFC 3875, section 6), and ends it.
  * Then the connection is freed, unless the peer keeps it. libfcgi's memory for the answer is

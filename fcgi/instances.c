@@ -12,10 +12,10 @@ enum instances_column {
     INSTANCES_COLUMN_SCHEMA,
     INSTANCES_COLUMN_COMPLETE,
     INSTANCES_COLUMN_READABLE,
-    INSTANCES_COLUMN_ORDER_SESSION,
+    INSTANCES_COLUMN_FINDS_UNCLAIMED,
     INSTANCES_COLUMN_HAS_SERIAL,
-    INSTANCES_COLUMN_CONTRACTS_INDEXED,
-    INSTANCES_COLUMN_ORDERS_INDEXED,
+    INSTANCES_COLUMN_CLAIMED_INDEXED,
+    INSTANCES_COLUMN_UNCLAIMED_INDEXED,
     INSTANCES_COLUMN_TRACKED,
     INSTANCES_COLUMN_COUNT
 };
@@ -131,10 +131,10 @@ static bool instances_flag(const PGresult *rows, int row, enum instances_column 
 static struct instance_schema instances_read_schema(const PGresult *rows, int row)
 {
     struct instance_schema schema = {
-        .tables.has_order_session = instances_flag(rows, row, INSTANCES_COLUMN_ORDER_SESSION),
+        .tables.finds_unclaimed = instances_flag(rows, row, INSTANCES_COLUMN_FINDS_UNCLAIMED),
         .tables.has_serial = instances_flag(rows, row, INSTANCES_COLUMN_HAS_SERIAL),
-        .tables.contracts_indexed = instances_flag(rows, row, INSTANCES_COLUMN_CONTRACTS_INDEXED),
-        .tables.orders_indexed = instances_flag(rows, row, INSTANCES_COLUMN_ORDERS_INDEXED),
+        .tables.claimed_indexed = instances_flag(rows, row, INSTANCES_COLUMN_CLAIMED_INDEXED),
+        .tables.unclaimed_indexed = instances_flag(rows, row, INSTANCES_COLUMN_UNCLAIMED_INDEXED),
         .tables.tracked = instances_flag(rows, row, INSTANCES_COLUMN_TRACKED),
     };
 
@@ -490,8 +490,8 @@ struct instances_summary instances_summary(const struct instances *instances)
 
         if (schema->fault != SCHEMA_FINE)
             continue;
-        summary.contracts_unindexed += !tables->contracts_indexed;
-        summary.orders_unindexed += tables->has_order_session && !tables->orders_indexed;
+        summary.claimed_unindexed += !tables->claimed_indexed;
+        summary.unclaimed_unindexed += tables->finds_unclaimed && !tables->unclaimed_indexed;
     }
     return summary;
 }

@@ -57,9 +57,8 @@ struct instance {
 /* For the log: what was found. */
 struct instances_summary {
     size_t instances;
-    size_t
-        contracts_unindexed; /* those whose schema can be asked, without an index for the lookup */
-    size_t orders_unindexed; /* likewise */
+    size_t claimed_unindexed; /* those whose schema can be asked, without an index for the lookup */
+    size_t unclaimed_unindexed; /* likewise */
 };
 
 /* pattern is the operator's, and not copied; NULL: it is found from the names. NULL if out of

@@ -69,7 +69,7 @@ static bool layout_is_needed(const PGresult *rows, int row, const struct layout 
         return strcmp(layout_text(rows, row, LAYOUT_COLUMN_TABLE), "merchant_instances") == 0;
     if (strcmp(layout_text(rows, row, LAYOUT_COLUMN_TABLE), "merchant_orders") != 0)
         return true;
-    return layout->tables.has_order_session;
+    return layout->tables.finds_unclaimed;
 }
 
 static bool layout_check_row(const PGresult *rows, int row, struct layout *layout)
@@ -109,12 +109,11 @@ bool layout_read(const PGresult *rows, struct layout *layout)
     }
     snprintf(
         layout->schema, sizeof layout->schema, "%s", layout_text(rows, 0, LAYOUT_COLUMN_SCHEMA));
-    layout->tables.has_order_session =
-        layout_has_column(rows, "merchant_orders", "session_id") &&
-        layout_has_column(rows, "merchant_orders", "fulfillment_url");
+    layout->tables.finds_unclaimed = layout_has_column(rows, "merchant_orders", "session_id") &&
+                                     layout_has_column(rows, "merchant_orders", "fulfillment_url");
     layout->tables.has_serial = true;
-    layout->tables.contracts_indexed = layout_is_indexed(rows, "merchant_contract_terms");
-    layout->tables.orders_indexed = layout_is_indexed(rows, "merchant_orders");
+    layout->tables.claimed_indexed = layout_is_indexed(rows, "merchant_contract_terms");
+    layout->tables.unclaimed_indexed = layout_is_indexed(rows, "merchant_orders");
     layout->tables.tracked = layout_is_tracked(rows);
     layout->per_instance = layout_is_per_instance(rows);
     layout->backend = (int)strtol(layout_text(rows, 0, LAYOUT_COLUMN_BACKEND), NULL, 10);
@@ -132,9 +131,9 @@ bool layout_read(const PGresult *rows, struct layout *layout)
 
 const char *layout_lookup(const struct layout_tables *tables)
 {
-    if (!tables->has_order_session)
-        return sql_lookup_contracts;
-    return tables->orders_indexed ? sql_lookup : sql_lookup_unindexed;
+    if (!tables->finds_unclaimed)
+        return sql_lookup_claimed;
+    return tables->unclaimed_indexed ? sql_lookup : sql_lookup_unindexed;
 }
 
 /* Marks in the texts of statements. They are comments, so that the texts are valid as they are.
@@ -197,6 +196,6 @@ char *layout_make_statement(enum session_question question, const struct layout_
 
 bool layout_same_statements(const struct layout_tables *a, const struct layout_tables *b)
 {
-    return a->has_order_session == b->has_order_session && a->has_serial == b->has_serial &&
-           a->orders_indexed == b->orders_indexed;
+    return a->finds_unclaimed == b->finds_unclaimed && a->has_serial == b->has_serial &&
+           a->unclaimed_indexed == b->unclaimed_indexed;
 }

@@ -10,10 +10,10 @@
 
 /* The properties of merchant_contract_terms and merchant_orders that a statement depends on. */
 struct layout_tables {
-    bool has_order_session; /* merchant_orders tells the session of unclaimed orders */
+    bool finds_unclaimed;   /* merchant_orders tells the session of unclaimed orders */
     bool has_serial;        /* they have merchant_serial */
-    bool contracts_indexed; /* an index serves the lookup in merchant_contract_terms */
-    bool orders_indexed;    /* likewise in merchant_orders */
+    bool claimed_indexed;   /* an index serves the lookup in merchant_contract_terms */
+    bool unclaimed_indexed; /* likewise in merchant_orders */
     bool tracked;           /* sql/changes.sql notices all changes of the tables */
 };
 

@@ -19,6 +19,7 @@
 #include "settings.h"
 #include "sql.h"
 #include "sqlstate.h"
+#include "state.h"
 
 /* Pause between attempts to connect: doubles from PAUSE_MIN to PAUSE_MAX. The maximum is short
  * because requests are to be served within a second of the database's return. */
@@ -50,6 +51,28 @@ enum lookup_state {
     LOOKUP_STATE_REREADING,  /* sql/instances.sql is under way again; a batch or a check follows */
     LOOKUP_STATE_ASKING,     /* a batch is under way */
     LOOKUP_STATE_CHECKING,   /* a check for changes is under way */
+};
+
+static const unsigned lookup_sources[] = {
+    /* any other state: lookup_give_up() */
+    [LOOKUP_STATE_PAUSED] = ~STATE_SET(LOOKUP_STATE_PAUSED),
+    [LOOKUP_STATE_CONNECTING] = STATE_SET(LOOKUP_STATE_PAUSED),
+    [LOOKUP_STATE_LAYOUT] = STATE_SET(LOOKUP_STATE_CONNECTING),
+    /* not through a pooler */
+    [LOOKUP_STATE_SESSION] = STATE_SET(LOOKUP_STATE_LAYOUT),
+    /* where each instance has a schema */
+    [LOOKUP_STATE_INSTANCES] = STATE_SET(LOOKUP_STATE_LAYOUT) | STATE_SET(LOOKUP_STATE_SESSION),
+    /* not through a pooler; for each statement */
+    [LOOKUP_STATE_PREPARING] = STATE_SET(LOOKUP_STATE_SESSION) | STATE_SET(LOOKUP_STATE_INSTANCES) |
+                               STATE_SET(LOOKUP_STATE_PREPARING),
+    /* connected (from LAYOUT and INSTANCES through a pooler), or a batch or check is done */
+    [LOOKUP_STATE_READY] = STATE_SET(LOOKUP_STATE_LAYOUT) | STATE_SET(LOOKUP_STATE_INSTANCES) |
+                           STATE_SET(LOOKUP_STATE_PREPARING) | STATE_SET(LOOKUP_STATE_ASKING) |
+                           STATE_SET(LOOKUP_STATE_CHECKING),
+    /* where each instance has a schema */
+    [LOOKUP_STATE_REREADING] = STATE_SET(LOOKUP_STATE_READY),
+    [LOOKUP_STATE_ASKING] = STATE_SET(LOOKUP_STATE_READY) | STATE_SET(LOOKUP_STATE_REREADING),
+    [LOOKUP_STATE_CHECKING] = STATE_SET(LOOKUP_STATE_READY) | STATE_SET(LOOKUP_STATE_REREADING),
 };
 
 /* The statements, prepared unless a pooler is in between: one for each question, and the check for
@@ -155,8 +178,10 @@ void lookup_free(struct lookup *lookup)
     free(lookup);
 }
 
-static void lookup_enter(struct lookup *lookup, enum lookup_state state, usec_t due)
+/* All transitions of lookup_state. */
+static void lookup_set_state(struct lookup *lookup, enum lookup_state state, usec_t due)
 {
+    state_check(lookup_sources, lookup->state, state);
     lookup->state = state;
     lookup->due = due;
 }
@@ -211,7 +236,7 @@ lookup_give_up(struct lookup *lookup, usec_t now, const char *format, ...)
     lookup_disconnect(lookup);
     conninfo_free_hosts(&lookup->hosts);
     lookup_log_trouble(lookup, trouble);
-    lookup_enter(lookup, LOOKUP_STATE_PAUSED, now + lookup_next_pause(lookup));
+    lookup_set_state(lookup, LOOKUP_STATE_PAUSED, now + lookup_next_pause(lookup));
     return waiting ? LOOKUP_EVENT_FAILED : LOOKUP_EVENT_NOTHING;
 }
 
@@ -338,11 +363,11 @@ static bool lookup_receive(struct lookup *lookup, bool *complete)
 }
 
 /* Enters the state that waits for the statement that was queued. */
-static enum lookup_event lookup_begin(
+static enum lookup_event lookup_begin_statement(
     struct lookup *lookup, enum lookup_state state, int queued, usec_t now)
 {
     lookup_forget_result(lookup);
-    lookup_enter(lookup, state, now + lookup->timeout);
+    lookup_set_state(lookup, state, now + lookup->timeout);
     if (!queued || !lookup_flush(lookup))
         return lookup_give_up_connection(lookup, now);
     return LOOKUP_EVENT_NOTHING;
@@ -359,7 +384,7 @@ static enum lookup_event lookup_begin_connecting(struct lookup *lookup, usec_t n
     struct conninfo_params params = conninfo_params(lookup->conninfo, &lookup->hosts);
 
     lookup->connection = PQconnectStartParams(params.keywords, params.values, 1);
-    lookup_enter(lookup, LOOKUP_STATE_CONNECTING, now + lookup->timeout);
+    lookup_set_state(lookup, LOOKUP_STATE_CONNECTING, now + lookup->timeout);
     if (!lookup->connection)
         return lookup_give_up(lookup, now, "out of memory");
     PQsetNoticeReceiver(lookup->connection, lookup_ignore_notice, NULL);
@@ -378,7 +403,7 @@ static enum lookup_event lookup_use_connection(struct lookup *lookup, usec_t now
             lookup, now, "its encoding is %s, not UTF8", encoding ? encoding : "unknown");
     if (PQsetnonblocking(lookup->connection, 1) != 0)
         return lookup_give_up_connection(lookup, now);
-    return lookup_begin(
+    return lookup_begin_statement(
         lookup, LOOKUP_STATE_LAYOUT, PQsendQuery(lookup->connection, sql_layout), now);
 }
 
@@ -428,14 +453,14 @@ static void lookup_log_instances(const struct lookup *lookup)
 
     log_info("database: connected, a schema for each instance (%s), %zu instances",
         instances_rule(lookup->instances), found.instances);
-    if (found.contracts_unindexed > 0)
+    if (found.claimed_unindexed > 0)
         log_warning("database: merchant_contract_terms has no index for the lookup in %zu schemas, "
                     "which is slow",
-            found.contracts_unindexed);
-    if (found.orders_unindexed > 0)
+            found.claimed_unindexed);
+    if (found.unclaimed_unindexed > 0)
         log_info("database: merchant_orders has no index for the lookup in %zu schemas, which is "
                  "slow; see sql/orders-index.sql",
-            found.orders_unindexed);
+            found.unclaimed_unindexed);
 }
 
 static void lookup_log_tables(const struct lookup *lookup)
@@ -443,10 +468,10 @@ static void lookup_log_tables(const struct lookup *lookup)
     const struct layout_tables *tables = &lookup->layout.tables;
 
     log_info("database: connected, schema %s, unclaimed orders %s", lookup->layout.schema,
-        tables->has_order_session ? "can be found" : "can't be found by session (layout of 2022)");
-    if (!tables->contracts_indexed)
+        tables->finds_unclaimed ? "can be found" : "can't be found by session (layout of 2022)");
+    if (!tables->claimed_indexed)
         log_warning("database: merchant_contract_terms has no index for the lookup, which is slow");
-    if (tables->has_order_session && !tables->orders_indexed)
+    if (tables->finds_unclaimed && !tables->unclaimed_indexed)
         log_info("database: merchant_orders has no index for the lookup, which is slow; see "
                  "sql/orders-index.sql");
 }
@@ -467,7 +492,7 @@ static void lookup_log_connected(struct lookup *lookup)
 
 static enum lookup_event lookup_end_batch(struct lookup *lookup)
 {
-    lookup_enter(lookup, LOOKUP_STATE_READY, USEC_NEVER);
+    lookup_set_state(lookup, LOOKUP_STATE_READY, USEC_NEVER);
     return LOOKUP_EVENT_ANSWERED;
 }
 
@@ -477,7 +502,7 @@ static enum lookup_event lookup_read_batch(struct lookup *lookup, usec_t now)
     enum batch_result result = batch_read(lookup->result, lookup->answers, NULL, lookup->count,
         everything ? SESSION_NO_INSTANCE : SESSION_UNKNOWN);
 
-    if (result != BATCH_READ)
+    if (result != BATCH_RESULT_READ)
         return lookup_give_up(lookup, now, "%s", batch_trouble(result));
     lookup->served = true;
     return lookup_end_batch(lookup);
@@ -508,7 +533,7 @@ static enum lookup_event lookup_read_check(struct lookup *lookup, usec_t now)
     PQclear(lookup->version_as);
     lookup->version_as = lookup->result;
     lookup->result = NULL;
-    lookup_enter(lookup, LOOKUP_STATE_READY, USEC_NEVER);
+    lookup_set_state(lookup, LOOKUP_STATE_READY, USEC_NEVER);
     return LOOKUP_EVENT_CHECKED;
 }
 
@@ -528,19 +553,19 @@ static enum lookup_event lookup_become_ready(struct lookup *lookup, usec_t now)
 {
     lookup->connected_at = now;
     lookup_log_connected(lookup);
-    lookup_enter(lookup, LOOKUP_STATE_READY, USEC_NEVER);
+    lookup_set_state(lookup, LOOKUP_STATE_READY, USEC_NEVER);
     return LOOKUP_EVENT_NOTHING;
 }
 
 /* Prepares the next statement. Through a pooler there is nothing to prepare: the next transaction
  * may run in another session. */
-static enum lookup_event lookup_prepare(struct lookup *lookup, usec_t now)
+static enum lookup_event lookup_prepare_next(struct lookup *lookup, usec_t now)
 {
     int statement = lookup->prepared;
 
     if (lookup->pooled || statement == STATEMENTS)
         return lookup_become_ready(lookup, now);
-    return lookup_begin(lookup, LOOKUP_STATE_PREPARING,
+    return lookup_begin_statement(lookup, LOOKUP_STATE_PREPARING,
         PQsendPrepare(
             lookup->connection, lookup_names[statement], lookup_text(lookup, statement), 0, NULL),
         now);
@@ -565,7 +590,8 @@ static bool lookup_queue_transaction(struct lookup *lookup, const struct setting
 }
 
 /* Queues one of the statements. */
-static bool lookup_queue(struct lookup *lookup, int statement, const struct batch_params *params)
+static bool lookup_queue_statement(
+    struct lookup *lookup, int statement, const struct batch_params *params)
 {
     PGconn *connection = lookup->connection;
 
@@ -590,7 +616,7 @@ static enum lookup_event lookup_read_instances(
     settings.statement_ms = state == LOOKUP_STATE_REREADING ? ms / INSTANCES_SHARE : ms;
     lookup->instances_begun = now;
     lookup->instances_doubtful = false;
-    return lookup_begin(
+    return lookup_begin_statement(
         lookup, state, lookup_queue_transaction(lookup, &settings, sql_instances, NULL), now);
 }
 
@@ -626,7 +652,7 @@ static enum lookup_event lookup_use_first_instances(struct lookup *lookup, usec_
         return lookup_give_up(lookup, now, "%s", instances_problem(lookup->instances));
     /* The other statements are prepared for each schema when it is first asked. */
     lookup->prepared = STATEMENT_CHANGES;
-    return lookup_prepare(lookup, now);
+    return lookup_prepare_next(lookup, now);
 }
 
 /* Whether the list has to be read before a batch or a check: the database has changed since, or
@@ -658,7 +684,7 @@ static enum lookup_event lookup_send_pipeline(struct lookup *lookup, usec_t now)
 {
     enum pipeline_result result;
 
-    lookup_enter(lookup, LOOKUP_STATE_ASKING, now + lookup->timeout);
+    lookup_set_state(lookup, LOOKUP_STATE_ASKING, now + lookup->timeout);
     result = pipeline_send(lookup->pipeline, lookup->connection,
         lookup->pooled ? &lookup->settings : NULL, lookup->question, lookup->keys, lookup->count,
         lookup->answers, now);
@@ -679,8 +705,8 @@ static enum lookup_event lookup_continue_pipeline(struct lookup *lookup, usec_t 
 
 static enum lookup_event lookup_send_check(struct lookup *lookup, usec_t now)
 {
-    return lookup_begin(
-        lookup, LOOKUP_STATE_CHECKING, lookup_queue(lookup, STATEMENT_CHANGES, NULL), now);
+    return lookup_begin_statement(lookup, LOOKUP_STATE_CHECKING,
+        lookup_queue_statement(lookup, STATEMENT_CHANGES, NULL), now);
 }
 
 /* Sends the batch or check for which the list was read. */
@@ -728,7 +754,7 @@ static enum lookup_event lookup_use_settings(struct lookup *lookup, usec_t now)
 {
     lookup->prepared = 0;
     if (!lookup->layout.per_instance)
-        return lookup_prepare(lookup, now);
+        return lookup_prepare_next(lookup, now);
     return lookup_read_instances(lookup, LOOKUP_STATE_INSTANCES, now);
 }
 
@@ -749,14 +775,14 @@ static enum lookup_event lookup_use_layout(struct lookup *lookup, usec_t now)
     lookup->pooled = layout->backend != PQbackendPID(lookup->connection);
     if (lookup->pooled)
         return lookup_use_settings(lookup, now);
-    return lookup_begin(lookup, LOOKUP_STATE_SESSION,
+    return lookup_begin_statement(lookup, LOOKUP_STATE_SESSION,
         settings_send(lookup->connection, &lookup->settings, SETTINGS_OF_SESSION), now);
 }
 
 /* ---- Steps ---- */
 
 /* Handles the success of the statement under way. */
-static enum lookup_event lookup_advance(struct lookup *lookup, usec_t now)
+static enum lookup_event lookup_use_result(struct lookup *lookup, usec_t now)
 {
     switch (lookup->state) {
     case LOOKUP_STATE_LAYOUT:
@@ -769,7 +795,7 @@ static enum lookup_event lookup_advance(struct lookup *lookup, usec_t now)
         return lookup_use_new_instances(lookup, now);
     case LOOKUP_STATE_PREPARING:
         lookup->prepared++;
-        return lookup_prepare(lookup, now);
+        return lookup_prepare_next(lookup, now);
     case LOOKUP_STATE_ASKING:
         return lookup_read_batch(lookup, now);
     case LOOKUP_STATE_CHECKING:
@@ -795,7 +821,7 @@ static enum lookup_event lookup_continue_statement(struct lookup *lookup, usec_t
     if (!lookup_succeeded(lookup))
         return lookup->state == LOOKUP_STATE_REREADING ? lookup_keep_instances(lookup, now)
                                                        : lookup_give_up_statement(lookup, now);
-    return lookup_advance(lookup, now);
+    return lookup_use_result(lookup, now);
 }
 
 enum lookup_event lookup_step(struct lookup *lookup, bool announced, usec_t now)
@@ -831,14 +857,15 @@ bool lookup_away(const struct lookup *lookup)
 static enum lookup_event lookup_send_statement(
     struct lookup *lookup, const struct session_key *const keys[], usec_t now)
 {
-    lookup_enter(lookup, LOOKUP_STATE_ASKING, now + lookup->timeout);
     batch_params_start(&lookup->params, lookup->count);
     for (size_t i = 0; i < lookup->count; i++)
         batch_params_add(&lookup->params, keys[i]);
-    if (!batch_params_finish(&lookup->params))
+    if (!batch_params_finish(&lookup->params)) {
+        lookup_set_state(lookup, LOOKUP_STATE_ASKING, now); /* so that it is the batch that fails */
         return lookup_give_up(lookup, now, "out of memory");
-    return lookup_begin(lookup, LOOKUP_STATE_ASKING,
-        lookup_queue(lookup, (int)lookup->question, &lookup->params), now);
+    }
+    return lookup_begin_statement(lookup, LOOKUP_STATE_ASKING,
+        lookup_queue_statement(lookup, (int)lookup->question, &lookup->params), now);
 }
 
 enum lookup_event lookup_send(struct lookup *lookup, enum session_question question,

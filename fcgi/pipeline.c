@@ -10,6 +10,7 @@
 #include "layout.h"
 #include "log.h"
 #include "sqlstate.h"
+#include "state.h"
 
 /* Limit of prepared statements, each of which takes about 150 KiB of the database's memory. The
  * statements of one batch may exceed it. */
@@ -31,14 +32,29 @@
 
 #define NAME_SIZE 32
 
+/* What the transaction of a group is waiting for, or how it has ended. */
+enum group_state {
+    GROUP_PREPARING, /* the confirmation that its statement is prepared */
+    GROUP_SETTING,   /* the result of its settings, through a pooler */
+    GROUP_ASKING,    /* its rows */
+    GROUP_ANSWERED,  /* it has its rows */
+    GROUP_FAILED,    /* a statement has failed */
+};
+
+static const unsigned group_sources[] = {
+    [GROUP_PREPARING] = STATE_SET(GROUP_ASKING), /* while it is sent */
+    [GROUP_ASKING] = STATE_SET(GROUP_PREPARING) | STATE_SET(GROUP_SETTING),
+    [GROUP_ANSWERED] = STATE_SET(GROUP_ASKING),
+    [GROUP_FAILED] = STATE_SET(GROUP_PREPARING) | STATE_SET(GROUP_SETTING) |
+                     STATE_SET(GROUP_ASKING) | STATE_SET(GROUP_ANSWERED) | STATE_SET(GROUP_FAILED),
+};
+
 /* The keys of one schema in the batch. */
 struct pipeline_group {
     struct instance_schema *schema;
     size_t first, count; /* in members */
-    bool preparing;      /* its statement is prepared in this batch, which is not confirmed yet */
-    bool has_settings;   /* its transaction has made its settings */
-    bool failed;
-    PGresult *rows;
+    enum group_state state;
+    PGresult *rows; /* in GROUP_ANSWERED */
 };
 
 struct pipeline {
@@ -68,6 +84,13 @@ struct pipeline *pipeline_new(struct instances *instances)
     if (pipeline)
         pipeline->instances = instances;
     return pipeline;
+}
+
+/* All transitions of group_state. */
+static void pipeline_set_group_state(struct pipeline_group *group, enum group_state state)
+{
+    state_check(group_sources, group->state, state);
+    group->state = state;
 }
 
 void pipeline_forget(struct pipeline *pipeline)
@@ -121,7 +144,7 @@ static void pipeline_take_group(struct pipeline *pipeline, struct instance_schem
     *group = (struct pipeline_group){
         .schema = schema,
         .first = pipeline->member_count,
-        .has_settings = !pipeline->settings,
+        .state = pipeline->settings ? GROUP_SETTING : GROUP_ASKING,
     };
     for (size_t i = first; i < count; i++) {
         if (schemas[i] != schema)
@@ -218,7 +241,7 @@ static bool pipeline_prepare(struct pipeline *pipeline, struct pipeline_group *g
     char name[NAME_SIZE];
     bool sent;
 
-    group->preparing = true;
+    pipeline_set_group_state(group, GROUP_PREPARING);
     schema->statements[pipeline->question] = ++pipeline->numbered;
     schema->prepared_serial = schema->serial;
     pipeline_name_statement(pipeline->numbered, name);
@@ -357,11 +380,11 @@ static void pipeline_fail_group(
 
     if (!sqlstate_describe(result, why, sizeof why))
         snprintf(why, sizeof why, "a statement failed");
-    group->failed = true;
-    if (group->preparing)
+    if (group->state == GROUP_PREPARING)
         schema->statements[pipeline->question] = 0;
     else if (kind == SQLSTATE_OTHER)
         schema->stale = true; /* the tables may have changed */
+    pipeline_set_group_state(group, GROUP_FAILED);
     pipeline_set_aside(pipeline, schema, kind, why, now);
 }
 
@@ -389,16 +412,16 @@ static bool pipeline_take_result(struct pipeline *pipeline, PGresult *result, us
     ExecStatusType status = PQresultStatus(result);
     bool usable = true;
 
-    if (status == PGRES_TUPLES_OK && group && group->has_settings && !group->rows) {
+    if (status == PGRES_TUPLES_OK && group && group->state == GROUP_ASKING) {
+        pipeline_set_group_state(group, GROUP_ANSWERED);
         group->rows = result;
         return true;
     }
     if (status == PGRES_PIPELINE_SYNC)
         pipeline->transactions_ended++;
-    else if (status == PGRES_COMMAND_OK && group)
-        group->preparing = false;
-    else if (status == PGRES_TUPLES_OK && group && !group->has_settings)
-        group->has_settings = true;
+    else if ((status == PGRES_COMMAND_OK && group && group->state == GROUP_PREPARING) ||
+             (status == PGRES_TUPLES_OK && group && group->state == GROUP_SETTING))
+        pipeline_set_group_state(group, GROUP_ASKING);
     else if (sqlstate_of(result) == SQLSTATE_SHUTDOWN || status == PGRES_TUPLES_OK ||
              sqlstate_is_copy(result))
         usable = false;
@@ -410,14 +433,14 @@ static bool pipeline_take_result(struct pipeline *pipeline, PGresult *result, us
 }
 
 /* The answers to the keys of a group, from its rows. */
-static bool pipeline_settle_group(struct pipeline *pipeline, struct pipeline_group *group)
+static bool pipeline_answer_group(struct pipeline *pipeline, struct pipeline_group *group)
 {
     const uint16_t *members = &pipeline->members[group->first];
 
-    if (!group->failed && group->rows) {
+    if (group->state == GROUP_ANSWERED) {
         pipeline_note_success(group->schema);
         return batch_read(group->rows, pipeline->answers, members, group->count, SESSION_UNKNOWN) ==
-               BATCH_READ;
+               BATCH_RESULT_READ;
     }
     for (size_t i = 0; i < group->count; i++)
         pipeline->answers[members[i]] = (struct session_answer){.status = SESSION_FAILED};
@@ -431,7 +454,7 @@ static enum pipeline_result pipeline_end(struct pipeline *pipeline)
     if (!PQexitPipelineMode(pipeline->connection))
         return PIPELINE_BROKEN;
     for (size_t i = 0; i < pipeline->group_count; i++)
-        if (!pipeline_settle_group(pipeline, &pipeline->groups[i]))
+        if (!pipeline_answer_group(pipeline, &pipeline->groups[i]))
             return PIPELINE_BROKEN;
     return PIPELINE_DONE;
 }

@@ -5,30 +5,30 @@
 #include <string.h>
 
 /* A part of a text. */
-struct part {
+struct query_part {
     const char *at;
     size_t length;
 };
 
 /* Free space for decoded values. */
-struct space {
+struct query_space {
     char *at;
     size_t left;
 };
 
 /* The encoding of a value in the request. */
-enum coding {
-    CODING_NONE,    /* as it is */
-    CODING_PERCENT, /* RFC 3986, section 2.1 */
-    CODING_FORM,    /* the same, and + is a space */
+enum query_coding {
+    QUERY_CODING_NONE,    /* as it is */
+    QUERY_CODING_PERCENT, /* RFC 3986, section 2.1 */
+    QUERY_CODING_FORM,    /* the same, and + is a space */
 };
 
-struct path {
-    enum coding coding;
-    struct part instance, session;
+struct query_path {
+    enum query_coding coding;
+    struct query_part instance, session;
 };
 
-static bool query_part_is(struct part part, const char *text)
+static bool query_part_is(struct query_part part, const char *text)
 {
     return part.length == strlen(text) && memcmp(part.at, text, part.length) == 0;
 }
@@ -92,7 +92,8 @@ static bool query_is_text(const char *bytes, size_t length)
 }
 
 /* Decodes a value into space, NUL-terminated. NULL if it is not well-formed, or not text. */
-static const char *query_decode(struct space *space, struct part part, enum coding coding)
+static const char *query_decode(
+    struct query_space *space, struct query_part part, enum query_coding coding)
 {
     char *start = space->at, *to = start;
 
@@ -101,7 +102,7 @@ static const char *query_decode(struct space *space, struct part part, enum codi
     for (size_t i = 0; i < part.length; i++) {
         char c = part.at[i];
 
-        if (c == '%' && coding != CODING_NONE) {
+        if (c == '%' && coding != QUERY_CODING_NONE) {
             int high = i + 2 < part.length ? query_hex_value(part.at[i + 1]) : -1;
             int low = high >= 0 ? query_hex_value(part.at[i + 2]) : -1;
 
@@ -109,7 +110,7 @@ static const char *query_decode(struct space *space, struct part part, enum codi
                 return NULL;
             c = (char)(high << 4 | low);
             i += 2;
-        } else if (c == '+' && coding == CODING_FORM) {
+        } else if (c == '+' && coding == QUERY_CODING_FORM) {
             c = ' ';
         }
         *to++ = c;
@@ -123,7 +124,7 @@ static const char *query_decode(struct space *space, struct part part, enum codi
 }
 
 /* Takes the last segment off a path; false if there is no slash left. */
-static bool query_take_segment(struct part *path, struct part *segment)
+static bool query_take_segment(struct query_part *path, struct query_part *segment)
 {
     const char *slash = memrchr(path->at, '/', path->length);
 
@@ -136,9 +137,9 @@ static bool query_take_segment(struct part *path, struct part *segment)
 }
 
 /* Finds the session and the instance in a path, from its end. */
-static bool query_split_path(struct part whole, struct path *path)
+static bool query_split_path(struct query_part whole, struct query_path *path)
 {
-    struct part word;
+    struct query_part word;
 
     if (whole.length > 0 && whole.at[whole.length - 1] == '/')
         whole.length--;
@@ -146,9 +147,9 @@ static bool query_split_path(struct part whole, struct path *path)
         return false;
     if (!query_take_segment(&whole, &word) || !query_part_is(word, "sessions"))
         return false;
-    path->instance = (struct part){"", 0};
+    path->instance = (struct query_part){"", 0};
     if (query_take_segment(&whole, &word)) {
-        struct part instance = word;
+        struct query_part instance = word;
 
         if (query_take_segment(&whole, &word) && query_part_is(word, "instances")) {
             path->instance = instance;
@@ -160,27 +161,27 @@ static bool query_split_path(struct part whole, struct path *path)
 
 /* The path as the client sent it, else as the web server decoded it (RFC 3875, section 4.1.5). */
 static bool query_find_path(
-    const struct query_source *source, struct space *space, struct path *path)
+    const struct query_source *source, struct query_space *space, struct query_path *path)
 {
     const char *script = source->script_name ? source->script_name : "";
     const char *info = source->path_info ? source->path_info : "";
-    struct part whole = {space->at, strlen(script) + strlen(info)};
+    struct query_part whole = {space->at, strlen(script) + strlen(info)};
 
     if (source->request_uri && source->request_uri[0] != '\0') {
-        path->coding = CODING_PERCENT;
-        whole = (struct part){source->request_uri, strcspn(source->request_uri, "?#")};
+        path->coding = QUERY_CODING_PERCENT;
+        whole = (struct query_part){source->request_uri, strcspn(source->request_uri, "?#")};
         return query_split_path(whole, path);
     }
     if (whole.length >= space->left)
         return false;
     space->at = stpcpy(stpcpy(space->at, script), info) + 1;
     space->left -= whole.length + 1;
-    path->coding = CODING_NONE;
+    path->coding = QUERY_CODING_NONE;
     return query_split_path(whole, path);
 }
 
 /* Takes the first name=value pair off a query string; false if there is none. */
-static bool query_take_parameter(const char **at, struct part *name, struct part *value)
+static bool query_take_parameter(const char **at, struct query_part *name, struct query_part *value)
 {
     size_t length, equals;
 
@@ -188,23 +189,23 @@ static bool query_take_parameter(const char **at, struct part *name, struct part
         return false;
     length = strcspn(*at, "&");
     equals = strcspn(*at, "=&");
-    *name = (struct part){*at, equals};
-    *value = equals < length ? (struct part){*at + equals + 1, length - equals - 1}
-                             : (struct part){*at + length, 0};
+    *name = (struct query_part){*at, equals};
+    *value = equals < length ? (struct query_part){*at + equals + 1, length - equals - 1}
+                             : (struct query_part){*at + length, 0};
     *at += length + ((*at)[length] == '&');
     return true;
 }
 
 /* Counts how often a parameter is there, and gives its last value. Names are decoded too. */
 static unsigned query_find_parameter(
-    const char *query, struct space space, const char *wanted, struct part *found)
+    const char *query, struct query_space space, const char *wanted, struct query_part *found)
 {
-    struct part name, value;
+    struct query_part name, value;
     unsigned count = 0;
 
     while (query_take_parameter(&query, &name, &value)) {
-        struct space scratch = space;
-        const char *plain = query_decode(&scratch, name, CODING_FORM);
+        struct query_space scratch = space;
+        const char *plain = query_decode(&scratch, name, QUERY_CODING_FORM);
 
         if (!plain || strcmp(plain, wanted) != 0)
             continue;
@@ -253,22 +254,22 @@ static enum query_verdict query_fault(
 }
 
 static enum query_verdict query_read_parameters(
-    const char *query_string, struct space *space, struct query *query)
+    const char *query_string, struct query_space *space, struct query *query)
 {
-    struct part value;
+    struct query_part value;
     const char *text;
     unsigned count = query_find_parameter(query_string, *space, "fulfillment_url", &value);
 
     if (count == 0)
         return query_fault(query, "fulfillment_url", QUERY_PARAMETER_MISSING);
-    query->key.url = count == 1 ? query_decode(space, value, CODING_FORM) : NULL;
+    query->key.url = count == 1 ? query_decode(space, value, QUERY_CODING_FORM) : NULL;
     if (!query->key.url || !query_is_absolute_uri(query->key.url))
         return query_fault(query, "fulfillment_url", QUERY_PARAMETER_MALFORMED);
     query->timeout_ms = 0;
     count = query_find_parameter(query_string, *space, "timeout_ms", &value);
     if (count == 0)
         return QUERY_LOOKUP;
-    text = count == 1 ? query_decode(space, value, CODING_FORM) : NULL;
+    text = count == 1 ? query_decode(space, value, QUERY_CODING_FORM) : NULL;
     if (!text || !query_read_number(text, &query->timeout_ms))
         return query_fault(query, "timeout_ms", QUERY_PARAMETER_MALFORMED);
     return QUERY_LOOKUP;
@@ -277,9 +278,9 @@ static enum query_verdict query_read_parameters(
 enum query_verdict query_read(
     const struct query_source *source, char space[QUERY_SPACE], struct query *query)
 {
-    struct space free_space = {space, QUERY_SPACE};
+    struct query_space free_space = {space, QUERY_SPACE};
     const char *method = source->method ? source->method : "";
-    struct path path;
+    struct query_path path;
 
     if (source->metrics && source->metrics[0] != '\0')
         return QUERY_METRICS;

@@ -5,6 +5,8 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "state.h"
+
 static const struct {
     const char *name;
     size_t length;
@@ -156,6 +158,16 @@ static bool record_is_of_request(const struct record_reader *reader)
 /* All transitions of record_phase. */
 static void record_set_phase(struct record_reader *reader, enum record_phase phase)
 {
+    static const unsigned sources[] = {
+        /* record_next(), which may come at any moment */
+        [RECORD_PHASE_IDLE] = STATE_SET(RECORD_PHASE_IDLE) | STATE_SET(RECORD_PHASE_PARAMS) |
+                              STATE_SET(RECORD_PHASE_STDIN) | STATE_SET(RECORD_PHASE_WHOLE),
+        [RECORD_PHASE_PARAMS] = STATE_SET(RECORD_PHASE_IDLE),
+        [RECORD_PHASE_STDIN] = STATE_SET(RECORD_PHASE_PARAMS),
+        [RECORD_PHASE_WHOLE] = STATE_SET(RECORD_PHASE_STDIN),
+    };
+
+    state_check(sources, reader->phase, phase);
     reader->phase = phase;
     switch (phase) {
     case RECORD_PHASE_IDLE:
@@ -174,6 +186,13 @@ static void record_set_phase(struct record_reader *reader, enum record_phase pha
 /* All transitions of record_part: to the next part of the record, or to the next record. */
 static void record_set_part(struct record_reader *reader, enum record_part part)
 {
+    static const unsigned sources[] = {
+        [RECORD_PART_HEADER] = STATE_SET(RECORD_PART_PADDING),
+        [RECORD_PART_CONTENT] = STATE_SET(RECORD_PART_HEADER),
+        [RECORD_PART_PADDING] = STATE_SET(RECORD_PART_CONTENT),
+    };
+
+    state_check(sources, reader->part, part);
     reader->part = part;
     switch (part) {
     case RECORD_PART_HEADER:

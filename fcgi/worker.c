@@ -35,8 +35,8 @@ struct request {
     struct waiter waiter; /* the first member: a waiter is cast to its request */
     struct connection *connection;
     usec_t arrived;
-    bool head;   /* HEAD: no body, no waiting */
-    bool parked; /* it has been parked */
+    bool head;       /* HEAD: no body, no waiting */
+    bool was_parked; /* for the metrics */
 };
 
 /* The batch under way, for the metrics. */
@@ -83,7 +83,7 @@ static void worker_send(struct connection *connection, char *bytes, size_t lengt
 }
 
 /* Counts an answer that is about to be sent. If it could not be made it counts as unanswered. */
-static void worker_count(struct worker *worker, enum reply_kind kind, bool made)
+static void worker_count_answer(struct worker *worker, enum reply_kind kind, bool made)
 {
     if (made)
         metrics_count_answer(worker->metrics, kind);
@@ -97,7 +97,7 @@ static void worker_reply(struct worker *worker, struct connection *connection, e
     size_t length;
     char *bytes = reply_make(kind, text, head, &length);
 
-    worker_count(worker, kind, bytes);
+    worker_count_answer(worker, kind, bytes);
     worker_send(connection, bytes, length, now);
 }
 
@@ -143,11 +143,11 @@ static enum reply_kind worker_reply_kind(enum session_status status)
 }
 
 /* Observes the times of a request that needed the database and is about to be answered. */
-static void worker_observe(
+static void worker_observe_answer(
     struct worker *worker, const struct request *request, enum reply_kind kind, usec_t now)
 {
-    metrics_observe_answer(worker->metrics, request->parked, now - request->arrived);
-    if (request->parked && kind == REPLY_PAID)
+    metrics_observe_answer(worker->metrics, request->was_parked, now - request->arrived);
+    if (request->was_parked && kind == REPLY_PAID)
         metrics_observe_payment(worker->metrics, request->waiter.watch->version_before, now);
 }
 
@@ -158,9 +158,9 @@ static void worker_finish(struct worker *worker, struct request *request, enum r
     size_t length;
     char *bytes = reply_make(kind, text, request->head, &length);
 
-    worker_count(worker, kind, bytes);
+    worker_count_answer(worker, kind, bytes);
     if (bytes)
-        worker_observe(worker, request, kind, now);
+        worker_observe_answer(worker, request, kind, now);
     worker_send(worker_end_request(worker, request), bytes, length, now);
 }
 
@@ -181,9 +181,9 @@ static void worker_answer(struct worker *worker, struct request *request, usec_t
 /* False if that can't be done. */
 static bool worker_park(struct worker *worker, struct request *request)
 {
-    if (!connection_park(request->connection))
+    if (!connection_shed(request->connection))
         return false;
-    request->parked = true;
+    request->was_parked = true;
     waiting_park(worker->waiting, &request->waiter);
     return true;
 }
@@ -198,7 +198,7 @@ static void worker_take_outcomes(struct worker *worker, usec_t now)
 
         if (waiter->state == WAITER_FAILED)
             worker_fail(worker, request, now);
-        else if (waiter->state != WAITER_SETTLED || !worker_park(worker, request))
+        else if (waiter->state != WAITER_PARKABLE || !worker_park(worker, request))
             worker_answer(worker, request, now);
     }
 }
@@ -232,7 +232,7 @@ static void worker_add_request(struct worker *worker, struct connection *connect
     connection_set_owner(connection, request);
     /* The database may be away for long: free libfcgi's buffers meanwhile. */
     if (lookup_away(worker->lookup))
-        connection_park(connection);
+        connection_shed(connection);
     else
         connection_wait(connection);
 }
@@ -328,7 +328,7 @@ static void worker_handle_lookup(struct worker *worker, enum lookup_event event,
     case LOOKUP_EVENT_ANSWERED:
         metrics_observe_batch(
             worker->metrics, worker->batch.question, worker->batch.keys, now - worker->batch.sent);
-        waiting_settle(
+        waiting_answered(
             worker->waiting, lookup_answers(worker->lookup), worker_park_limit(worker), now);
         break;
     case LOOKUP_EVENT_FAILED:
@@ -339,7 +339,7 @@ static void worker_handle_lookup(struct worker *worker, enum lookup_event event,
 }
 
 /* Asks the database what there is to ask, if it is free. */
-static void worker_ask(struct worker *worker, usec_t now)
+static void worker_ask_database(struct worker *worker, usec_t now)
 {
     struct waiting_batch batch;
     enum lookup_event event = LOOKUP_EVENT_NOTHING;
@@ -453,7 +453,7 @@ static bool worker_turn(struct worker *worker, const sigset_t *unblocked)
     worker_take_outcomes(worker, now);
     if (worker_stop_asked)
         worker_begin_stopping(worker, now);
-    worker_ask(worker, now);
+    worker_ask_database(worker, now);
     worker_set_gauges(worker);
     return true;
 }

@@ -1,6 +1,6 @@
 -- SPDX-License-Identifier: GPL-3.0-or-later
 -- The common part of the statements that look up many sessions at once: lookup.sql, lookup-unindexed.sql,
--- lookup-contracts.sql and poll.sql. Each puts a WITH clause before it that names the unclaimed orders `offer`.
+-- lookup-claimed.sql and poll.sql. Each puts a WITH clause before it that names the unclaimed orders `unclaimed`.
 --
 -- $1 instance ids, '' for the instance of the un-prefixed path; $2 fulfillment URLs; $3 session ids.
 -- The n-th elements make up the n-th key.
@@ -42,7 +42,7 @@ LEFT JOIN LATERAL (
 ) c ON true
 LEFT JOIN LATERAL (
     SELECT order_id, creation_time, order_serial
-    FROM offer
+    FROM unclaimed
     WHERE /*serial*/merchant_serial = i.merchant_serial AND /*end*/fulfillment_url = k.url
       AND session_id BETWEEN k.session AND k.session AND k.session <> ''
       AND c.paid IS NOT TRUE

@@ -263,7 +263,7 @@ static void caller_act(struct script *script)
         break;
     case 4:
     case 5:
-        REQUIRE(connection_park(request->connection));
+        REQUIRE(connection_shed(request->connection));
         break;
     case 6:
         REQUIRE(connections_park_limit(connections) < 1u << 30);

@@ -112,7 +112,7 @@ static void test_a_parked_request_without_memory_is_answered(void **state)
 {
     (void)state;
     assert_int_equal(connection_read(connection, clock_now()), CONNECTION_EVENT_REQUEST);
-    assert_true(connection_park(connection));
+    assert_true(connection_shed(connection));
     lacking = 1;
     reply();
     assert_int_equal(lacking, 0);

@@ -293,7 +293,7 @@ static void test_parameters(void **state)
 /* A text with a hole in it would be another statement. */
 static bool make_statement(void)
 {
-    static const struct layout_tables tables = {.has_order_session = true, .has_serial = true};
+    static const struct layout_tables tables = {.finds_unclaimed = true, .has_serial = true};
     static size_t length; /* of the whole text */
     char *text = layout_make_statement(QUESTION_PAYMENT, &tables, "\"m_1\"", 1);
     bool lacked = !text;
@@ -506,7 +506,7 @@ static void settle(struct waiting *waiting, const struct waiting_batch *batch, i
         answers[i] = (struct session_answer){.status = number == 0 ? SESSION_UNPAID : SESSION_PAID,
             .claimed = true,
             .order_id = order_id};
-    waiting_settle(waiting, answers, WAITERS, number + 1);
+    waiting_answered(waiting, answers, WAITERS, number + 1);
 }
 
 /* Takes the outcomes; returns how many requests were answered. */
@@ -516,7 +516,7 @@ static int take_outcomes(struct waiting *waiting)
     int answered = 0;
 
     while ((waiter = waiting_outcome(waiting))) {
-        if (waiter->state == WAITER_SETTLED) {
+        if (waiter->state == WAITER_PARKABLE) {
             waiting_park(waiting, waiter);
             continue;
         }

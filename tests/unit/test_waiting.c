@@ -137,7 +137,7 @@ static void settle_within(struct fixture *f, const struct session_answer *answer
 
     for (size_t i = 0; i < f->batch.count; i++)
         answers[i] = *answer;
-    waiting_settle(f->waiting, answers, limit, f->now);
+    waiting_answered(f->waiting, answers, limit, f->now);
 }
 
 static void settle(struct fixture *f, const struct session_answer *answer)
@@ -215,7 +215,7 @@ static size_t take_or_park(struct fixture *f, enum session_status status)
     size_t taken = 0;
 
     for (struct waiter *waiter; (waiter = waiting_outcome(f->waiting));) {
-        if (waiter->state == WAITER_SETTLED) {
+        if (waiter->state == WAITER_PARKABLE) {
             waiting_park(f->waiting, waiter);
             assert_int_equal(waiter->state, WAITER_PARKED);
         } else {
@@ -424,7 +424,7 @@ static void test_caller_may_answer_instead_of_parking(struct fixture *f)
     struct waiter *waiter = add(f, "a");
 
     look_up(f, 1, &unknown);
-    take(f, waiter, WAITER_SETTLED);
+    take(f, waiter, WAITER_PARKABLE);
 }
 
 /* A result may be older than a request that came in meanwhile. */
