@@ -5,9 +5,10 @@
 -- $1 instance ids, '' for the instance of the un-prefixed path; $2 fulfillment URLs; $3 session ids.
 -- The n-th elements make up the n-th key.
 --
--- One row for each key: n; paid; order id; whether a wallet has claimed an order (there is a contract). No row:
--- there is no such instance. No order id: the session is unknown there. A paid order wins over an unpaid one, then
--- the newest wins. Unclaimed orders are read only where no contract is paid.
+-- One row for each key: n; paid; order id; whether a wallet has claimed an order. No row: there is no such
+-- instance. No order id: the session is unknown there. A paid order wins over an unpaid one, then the newest wins.
+-- Claimed orders are in merchant_contract_terms, unclaimed ones in merchant_orders, which is read only where no
+-- claimed order is paid.
 --
 -- The plan must not depend on statistics: a table may be empty when its plan is made, and in a shop that uses no
 -- sessions a session id distinguishes nothing. Therefore each key has a subquery of its own (LIMIT keeps it one)
