@@ -5,7 +5,13 @@
 #include <string.h>
 
 /* The columns of sql/keys.sql. */
-enum batch_column { N, PAID, ORDER_ID, CONTRACT, COLUMNS };
+enum batch_column {
+    BATCH_COLUMN_N,
+    BATCH_COLUMN_PAID,
+    BATCH_COLUMN_ORDER_ID,
+    BATCH_COLUMN_CLAIMED,
+    BATCH_COLUMN_COUNT
+};
 
 void batch_params_start(struct batch_params *params, size_t count)
 {
@@ -47,10 +53,12 @@ static int64_t batch_int8(const char *at)
     return (int64_t)((uint64_t)ntohl(high) << 32 | ntohl(low));
 }
 
-/* The number of the key that a row is about, from 1; 0 if it is not about any. */
+/* The number of the key of a row, counted from 1; 0 if the row belongs to no key. */
 static size_t batch_row_key(const PGresult *rows, int row, size_t count)
 {
-    int64_t n = PQgetlength(rows, row, N) == 8 ? batch_int8(PQgetvalue(rows, row, N)) : 0;
+    int64_t n = PQgetlength(rows, row, BATCH_COLUMN_N) == 8
+                    ? batch_int8(PQgetvalue(rows, row, BATCH_COLUMN_N))
+                    : 0;
 
     return n >= 1 && (size_t)n <= count ? (size_t)n : 0;
 }
@@ -59,33 +67,35 @@ static struct session_answer batch_row_answer(const PGresult *rows, int row)
 {
     struct session_answer answer = {.status = SESSION_UNKNOWN};
 
-    if (PQgetisnull(rows, row, ORDER_ID))
+    if (PQgetisnull(rows, row, BATCH_COLUMN_ORDER_ID))
         return answer;
-    answer.order_id = PQgetvalue(rows, row, ORDER_ID);
-    answer.status = *PQgetvalue(rows, row, PAID) != 0 ? SESSION_PAID : SESSION_UNPAID;
-    answer.claimed = answer.status == SESSION_UNPAID && *PQgetvalue(rows, row, CONTRACT) != 0;
+    answer.order_id = PQgetvalue(rows, row, BATCH_COLUMN_ORDER_ID);
+    answer.status = *PQgetvalue(rows, row, BATCH_COLUMN_PAID) != 0 ? SESSION_PAID : SESSION_UNPAID;
+    answer.claimed =
+        answer.status == SESSION_UNPAID && *PQgetvalue(rows, row, BATCH_COLUMN_CLAIMED) != 0;
     return answer;
 }
 
 enum batch_result batch_read(const PGresult *rows, struct session_answer answers[],
     const uint16_t members[], size_t count, enum session_status without)
 {
-    if (PQnfields(rows) != COLUMNS)
-        return BATCH_MISSHAPEN;
+    if (PQnfields(rows) != BATCH_COLUMN_COUNT)
+        return BATCH_RESULT_MISSHAPEN;
     for (size_t i = 0; i < count; i++)
         answers[members ? members[i] : i] = (struct session_answer){.status = without};
     for (int row = 0; row < PQntuples(rows); row++) {
         size_t n = batch_row_key(rows, row, count);
 
-        if (n == 0 || PQgetlength(rows, row, PAID) != 1 || PQgetlength(rows, row, CONTRACT) != 1)
-            return BATCH_STRANGE;
+        if (n == 0 || PQgetlength(rows, row, BATCH_COLUMN_PAID) != 1 ||
+            PQgetlength(rows, row, BATCH_COLUMN_CLAIMED) != 1)
+            return BATCH_RESULT_STRANGE;
         answers[members ? members[n - 1] : n - 1] = batch_row_answer(rows, row);
     }
-    return BATCH_READ;
+    return BATCH_RESULT_READ;
 }
 
 const char *batch_trouble(enum batch_result result)
 {
-    return result == BATCH_MISSHAPEN ? "the lookup returned rows of another shape"
-                                     : "the lookup returned a row that was not asked for";
+    return result == BATCH_RESULT_MISSHAPEN ? "the lookup returned rows of another shape"
+                                            : "the lookup returned a row that was not asked for";
 }

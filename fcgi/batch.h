@@ -39,9 +39,9 @@ void batch_params_free(struct batch_params *params);
 
 /* The result of batch_read(). */
 enum batch_result {
-    BATCH_READ,
-    BATCH_MISSHAPEN, /* the rows have other columns */
-    BATCH_STRANGE,   /* a row is not about any of the keys */
+    BATCH_RESULT_READ,
+    BATCH_RESULT_MISSHAPEN, /* the rows have other columns */
+    BATCH_RESULT_STRANGE,   /* a row is not about any of the keys */
 };
 
 /*

@@ -26,10 +26,10 @@
 
 /* How long to connect, in multiples of --db-timeout: a silent host of a list costs one. */
 #define CONNECT_TIMEOUTS 3
-/* How many instances, and rights, a line names. */
+/* Limit of the names of instances, or of rights, in a line. */
 #define INSTANCES_NAMED 8
 #define RIGHTS_NAMED    5
-/* Longest line. */
+/* Limit of the length of a line. */
 #define LINE_SIZE 1200
 
 struct check {
@@ -48,7 +48,8 @@ enum check_verdict {
     CHECK_NOT_OK, /* shoppers get errors, or lookups read whole tables */
 };
 
-/* Prints a line. Names come from the database: what could steer a terminal is not printed. */
+/* Prints a line. Names come from the database, so control characters are replaced: they could
+ * steer a terminal. */
 static void __attribute__((format(printf, 3, 4)))
 check_say(struct check *check, enum check_verdict verdict, const char *format, ...)
 {
@@ -112,8 +113,8 @@ static PGresult *check_receive(PGconn *connection, usec_t deadline)
     }
 }
 
-/* The rows of a statement, to be freed by the caller; NULL if there are none by the deadline. Why
- * is in `why`. */
+/* Returns the rows of a statement, which the caller frees; NULL if there are none by the
+ * deadline, with the reason in `why`. */
 static PGresult *check_query(struct check *check, const char *sql, char *why, size_t size)
 {
     PGconn *connection = lookup_connection(check->lookup);
@@ -218,7 +219,7 @@ static void check_descriptors(struct check *check)
     size_t possible;
 
     getrlimit(RLIMIT_NOFILE, &limit);
-    possible = acceptor_parkable(limit.rlim_max);
+    possible = connections_parkable(limit.rlim_max);
     if (possible >= wanted)
         check_say(check, CHECK_OK, "descriptors: enough for %zu waiting requests a worker", wanted);
     else
@@ -292,8 +293,8 @@ static void check_patches(struct check *check)
 
 /* ---- The tables ---- */
 
-/* Where each instance has a schema of its own: one that can be asked; else, or if all share the
- * tables, NULL. */
+/* If each instance has a schema, returns an instance that can be asked. Returns NULL if none
+ * can, or if all share the tables. */
 static const struct instance *check_choose_instance(const struct check *check)
 {
     const struct instances *instances = lookup_instances(check->lookup);
@@ -305,10 +306,10 @@ static const struct instance *check_choose_instance(const struct check *check)
     return NULL;
 }
 
-/* What there is to say of an instance: a bit for its schema's fault, and these. */
+/* The notes on an instance, as bits: one for each fault of its schema, and these. */
 enum {
-    NOTE_CONTRACTS_UNINDEXED = 1 << SCHEMA_FAULTS,
-    NOTE_ORDERS_UNINDEXED = 2 << SCHEMA_FAULTS,
+    NOTE_CLAIMED_UNINDEXED = 1 << SCHEMA_FAULTS,
+    NOTE_UNCLAIMED_UNINDEXED = 2 << SCHEMA_FAULTS,
     NOTE_ORDERS_WITHOUT_SESSION = 4 << SCHEMA_FAULTS,
 };
 
@@ -319,17 +320,17 @@ static int check_notes(const struct instance_schema *schema)
 
     if (schema->fault != SCHEMA_FINE)
         return notes;
-    if (!tables->contracts_indexed)
-        notes |= NOTE_CONTRACTS_UNINDEXED;
-    if (!tables->has_order_session)
+    if (!tables->claimed_indexed)
+        notes |= NOTE_CLAIMED_UNINDEXED;
+    if (!tables->finds_unclaimed)
         notes |= NOTE_ORDERS_WITHOUT_SESSION;
-    else if (!tables->orders_indexed)
-        notes |= NOTE_ORDERS_UNINDEXED;
+    else if (!tables->unclaimed_indexed)
+        notes |= NOTE_UNCLAIMED_UNINDEXED;
     return notes;
 }
 
-/* A line about the instances that have this note, if there are any: the first few by name. Returns
- * their number. */
+/* Prints a line with the names of the first few instances that have this note, if any has.
+ * Returns how many have it. */
 static size_t check_say_instances(
     struct check *check, enum check_verdict verdict, int note, const char *what)
 {
@@ -367,7 +368,7 @@ static void check_layout(struct check *check)
     }
 }
 
-/* A statement's text is about the tables that all instances share, or about one instance's. */
+/* The text of the lookup: for the tables that all instances share, or for those of one instance. */
 static enum plan_verdict check_plan(struct check *check, enum session_question question)
 {
     const struct layout *layout = lookup_layout(check->lookup);
@@ -392,7 +393,8 @@ static enum plan_verdict check_plan(struct check *check, enum session_question q
     return verdict;
 }
 
-/* A line about how orders are found; verdict and text for the case that more is read than them. */
+/* Prints a line about how orders are found. verdict and text are for the case that the plan
+ * reads more than the orders that match. */
 static void check_say_plan(struct check *check, const char *orders, enum plan_verdict plan,
     enum check_verdict otherwise, const char *trouble)
 {
@@ -426,11 +428,11 @@ static void check_claimed(struct check *check)
         layout->per_instance ? "SCHEMA" : layout->schema,
         instance && !instance->schema->tables.has_serial ? "" : "merchant_serial, ");
     snprintf(what, sizeof what, "%s: %s", orders, trouble);
-    if (check_say_instances(check, CHECK_NOT_OK, NOTE_CONTRACTS_UNINDEXED, what) == 0)
+    if (check_say_instances(check, CHECK_NOT_OK, NOTE_CLAIMED_UNINDEXED, what) == 0)
         check_say_plan(check, orders, check_plan(check, QUESTION_PAYMENT), CHECK_NOT_OK, trouble);
 }
 
-/* Many merchants keep few orders there, and no index: see sql/orders-index.sql. */
+/* Not an error: merchant_orders is small at many merchants. See sql/orders-index.sql. */
 static void check_unclaimed(struct check *check)
 {
     static const char unindexed[] =
@@ -446,12 +448,12 @@ static void check_unclaimed(struct check *check)
     snprintf(what, sizeof what, "%s: %s", orders, without_session);
     named = check_say_instances(check, CHECK_NOTE, NOTE_ORDERS_WITHOUT_SESSION, what);
     snprintf(what, sizeof what, "%s: %s", orders, unindexed);
-    named += check_say_instances(check, CHECK_NOTE, NOTE_ORDERS_UNINDEXED, what);
+    named += check_say_instances(check, CHECK_NOTE, NOTE_UNCLAIMED_UNINDEXED, what);
     if (named > 0)
         return;
-    if (!layout->per_instance && !tables->has_order_session)
+    if (!layout->per_instance && !tables->finds_unclaimed)
         check_say(check, CHECK_NOTE, "%s: %s", orders, without_session);
-    else if (!layout->per_instance && !tables->orders_indexed)
+    else if (!layout->per_instance && !tables->unclaimed_indexed)
         check_say(check, CHECK_NOTE, "%s: %s", orders, unindexed);
     else
         check_say_plan(
@@ -477,28 +479,28 @@ static void check_changes(struct check *check)
 
 /* ---- Lookups ---- */
 
-/* Runs a batch with one key, which no shop has. */
+/* Runs a batch with one key, which matches no order. */
 static bool check_ask(struct check *check, enum session_question question, const char *instance)
 {
     const struct session_key key = {"merchant-sessions-check", "https://example.com/", instance};
     const struct session_key *keys[] = {&key};
     enum lookup_event event = lookup_send(check->lookup, question, keys, 1, clock_now());
 
-    while (event == LOOKUP_NOTHING)
+    while (event == LOOKUP_EVENT_NOTHING)
         event = check_turn(check);
-    return event == LOOKUP_ANSWERED;
+    return event == LOOKUP_EVENT_ANSWERED;
 }
 
 static bool check_ask_changes(struct check *check)
 {
     enum lookup_event event = lookup_check_changes(check->lookup, clock_now());
 
-    while (event == LOOKUP_NOTHING)
+    while (event == LOOKUP_EVENT_NOTHING)
         event = check_turn(check);
-    return event == LOOKUP_CHECKED;
+    return event == LOOKUP_EVENT_CHECKED;
 }
 
-/* Does what a worker does: each statement once. */
+/* Runs each statement once, as a worker does. */
 static bool check_ask_all(struct check *check, const char *instance, bool *has_default)
 {
     if (!check_ask(check, QUESTION_EVERYTHING, ""))
@@ -527,8 +529,8 @@ static void check_lookups(struct check *check)
 
 /* ---- All of them ---- */
 
-/* A host that does not answer is given up after --db-timeout, and another one may follow; anything
- * else that goes wrong before would only be repeated. */
+/* Retries only after a time-out, since the next attempt leaves the silent host out. Any other
+ * failure would only be repeated. */
 static bool check_connect(struct check *check)
 {
     usec_t begun = clock_now();
@@ -552,7 +554,8 @@ static void (*const checks_of_host[])(struct check *) = {
     check_descriptors,
 };
 
-/* In the order of their lines: what shoppers need first. They end where the connection does. */
+/* The checks in the order of their lines, the most important first. They end where the
+ * connection does. */
 static void (*const checks_of_database[])(struct check *) = {
     check_server,
     check_pooler,
@@ -593,7 +596,7 @@ int check_run(const struct options *options)
     log_mute();
     check.lookup =
         lookup_new(check.epoll_fd, options->database, options->instance_schema, check.timeout);
-    /* As a worker does, so that what it is allowed is tried. */
+    /* As in a worker, so that the checks meet the same restrictions. */
     if (!options->no_sandbox)
         check.sandbox = sandbox_enter(options);
     check_all(&check);

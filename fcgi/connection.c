@@ -17,285 +17,323 @@
 
 #include "log.h"
 #include "record.h"
+#include "state.h"
 
-/* How long after a failed accept() it is tried again, and how old the limit on descriptors that we
- * know may be. */
+/* Pause after a failed accept(), and the age at which the known limit on descriptors is read
+ * again. */
 #define ACCEPT_PAUSE USEC_PER_SEC
-/* Where peers keep their connections, a worker that has accepted leaves the listening socket to the
- * other workers for SHARE_PAUSE. In a burst the number that it accepts at once grows by one after
- * each SHARE_GROWTH pauses, up to SHARE_MOST, so that a burst of a thousand connections does not
- * wait for long. Without that bound whoever has accepted most would accept ever more. */
+/* How workers share connections that the peers keep. A worker that has accepted leaves the
+ * listening socket to the others for SHARE_PAUSE. In a burst it accepts one connection more at
+ * once after each SHARE_GROWTH pauses, up to SHARE_MOST, so that a thousand connections do not
+ * take a thousand pauses. The bound keeps the worker that has accepted most from accepting ever
+ * more. */
 #define SHARE_PAUSE  USEC_PER_MS
 #define SHARE_GROWTH 16
 #define SHARE_MOST   4
-/* How often the log says that connections or memory run short. */
+/* Minimum interval of log lines about a shortage of descriptors or memory. */
 #define COMPLAINT_INTERVAL (10 * USEC_PER_SEC)
-/* Descriptors that connections leave to the rest: the log, the database (twice, while it is being
- * replaced, and what the resolver opens), epoll. */
+/* Descriptors that are not for connections: the log, epoll, the database (two while a connection
+ * is replaced), the resolver. */
 #define RESERVED_DESCRIPTORS 24
 /* How long a peer may be silent in the middle of a request while others want its descriptor. */
 #define SHORT_SILENCE (250 * USEC_PER_MS)
-/* The part of the connections, and their least number, that is reserved for requests that do not
- * wait. */
+/* Connections that are reserved for requests that do not wait: a part of all, and at least this
+ * number. */
 #define UNPARKED_PART  8
 #define UNPARKED_LEAST 8
-/* Limits for keeping libfcgi's buffers while a request waits for a batch: the length of its
- * records, and the number of such requests. The next batch holds no more. */
+/* Limits for keeping libfcgi's buffers while a request waits for a batch: the length of the
+ * request's records, and the number of such requests. A batch holds no more requests than that. */
 #define WARM_LENGTH   4096
 #define WARM_REQUESTS 256
-/*
- * What libfcgi allocates for a request, in 13 blocks, without parameters: the buffers of its
- * streams (8192, 8192 and 512 bytes), their descriptions and a table of 30 pointers. A parameter is
- * a block more. All of it is rounded up, for what malloc adds to each.
- */
+/* Memory that libfcgi allocates for a request: buffers of 8192, 8192 and 512 bytes for its
+ * streams, and a table of 30 pointers; 13 blocks in all, and one more for each parameter.
+ * Rounded up for malloc's own overhead. */
 #define LIBFCGI_REQUEST   ((size_t)20 * 1024)
 #define LIBFCGI_PARAMETER ((size_t)64)
-/* Kept to be given up when memory is short: for an answer of 500 to a request that is refused. */
+/* Memory held in reserve. It is freed when memory is short, so that a refused request can still
+ * be answered with 500. */
 #define RESERVE_MEMORY ((size_t)32 * 1024)
 
+/* A request is open in DECODED and SHED. Any state ends by connection_close(). */
 enum connection_state {
-    CONNECTION_READING, /* the peer owes us (the rest of) a request; is closed when it is silent */
-    CONNECTION_IDLE,    /* between two requests; is closed when descriptors run short */
-    CONNECTION_OPEN,    /* we owe the peer an answer, and libfcgi's buffers are there */
-    CONNECTION_PARKED,  /* we owe the peer an answer, and libfcgi's buffers have been freed */
+    CONNECTION_STATE_READING, /* a request, or its rest, is expected; closed after
+                                 CONNECTION_SILENCE */
+    CONNECTION_STATE_IDLE,    /* between two requests; closed when descriptors run short */
+    CONNECTION_STATE_DECODED, /* a request is to be answered, and libfcgi's buffers are there */
+    CONNECTION_STATE_SHED,    /* a request is to be answered, and libfcgi's buffers have been freed
+                               */
 };
 
-#define CONNECTION_STATES (CONNECTION_PARKED + 1)
+#define CONNECTION_STATE_COUNT (CONNECTION_STATE_SHED + 1)
+
+#define CONNECTION_NO_REQUEST \
+    (STATE_SET(CONNECTION_STATE_READING) | STATE_SET(CONNECTION_STATE_IDLE))
+#define CONNECTION_REQUEST (STATE_SET(CONNECTION_STATE_DECODED) | STATE_SET(CONNECTION_STATE_SHED))
+
+static const unsigned connection_sources[CONNECTION_STATE_COUNT] = {
+    /* accepted; records have arrived, or the request was answered and the next one has begun */
+    [CONNECTION_STATE_READING] = CONNECTION_NO_REQUEST | CONNECTION_REQUEST,
+    /* answered, or a management record was */
+    [CONNECTION_STATE_IDLE] = CONNECTION_NO_REQUEST | CONNECTION_REQUEST,
+    /* the request is complete */
+    [CONNECTION_STATE_DECODED] = CONNECTION_NO_REQUEST,
+    /* the answer comes later */
+    [CONNECTION_STATE_SHED] = STATE_SET(CONNECTION_STATE_DECODED),
+};
 
 enum connection_watch {
-    CONNECTION_UNWATCHED,   /* epoll does not have the descriptor */
-    CONNECTION_WATCHED,     /* epoll announces what comes, and that the peer leaves */
-    CONNECTION_HALF_CLOSED, /* nothing more can come; epoll announces that the peer leaves */
+    CONNECTION_WATCH_OFF,         /* epoll does not have the descriptor */
+    CONNECTION_WATCH_ON,          /* epoll announces what comes, and that the peer leaves */
+    CONNECTION_WATCH_HALF_CLOSED, /* nothing more can come; epoll announces that the peer leaves */
 };
 
-enum acceptor_state {
-    ACCEPTOR_LISTENING, /* epoll has the listening socket */
-    ACCEPTOR_SHARING,   /* it does not: the next connections are for the other workers */
-    ACCEPTOR_FULL,      /* it does not: there is no descriptor for one more connection */
-    ACCEPTOR_STOPPED,   /* it does not, for good */
+enum accept_state {
+    ACCEPT_LISTENING, /* epoll has the listening socket */
+    ACCEPT_SHARING,   /* removed from epoll: the next connections are for the other workers */
+    ACCEPT_FULL,      /* removed from epoll: there is no descriptor for one more connection */
+    ACCEPT_STOPPED,   /* removed from epoll for good */
+};
+
+static const unsigned accept_sources[] = {
+    /* the pause is over, or there is a descriptor again */
+    [ACCEPT_LISTENING] = STATE_SET(ACCEPT_SHARING) | STATE_SET(ACCEPT_FULL),
+    /* connections were accepted in this turn */
+    [ACCEPT_SHARING] = STATE_SET(ACCEPT_LISTENING),
+    /* accept() failed, or the last descriptor was taken */
+    [ACCEPT_FULL] = STATE_SET(ACCEPT_LISTENING) | STATE_SET(ACCEPT_SHARING),
+    [ACCEPT_STOPPED] =
+        STATE_SET(ACCEPT_LISTENING) | STATE_SET(ACCEPT_SHARING) | STATE_SET(ACCEPT_FULL),
 };
 
 struct connection {
-    struct acceptor *acceptor;
-    TAILQ_ENTRY(connection) link; /* in one of the acceptor's lists, by state */
+    struct connections *connections;
+    TAILQ_ENTRY(connection) link; /* in the list of its state */
     enum connection_state state;
     enum connection_watch watch;
     int fd;
-    usec_t heard;        /* when the peer last sent something, or was last answered */
-    bool served;         /* it has had an answer */
+    usec_t heard;        /* when the peer last sent something, or last got an answer */
+    bool served;         /* at least one request has been answered */
     const char *trouble; /* why the open request cannot be answered; NULL: it can */
     struct record_reader reader;
-    size_t decoded;       /* the length of the records that libfcgi has decoded */
-    FCGX_Request request; /* libfcgi's; its output is there in CONNECTION_OPEN */
+    size_t decoded; /* the length of the records that libfcgi has decoded */
+    FCGX_Request
+        request; /* libfcgi's request; its output stream exists in CONNECTION_STATE_DECODED */
     void *owner;
 };
 
 TAILQ_HEAD(connection_list, connection);
 
-struct acceptor {
+struct connections {
     int epoll_fd, listen_fd;
     bool local; /* the listening socket is a Unix socket */
-    /* Checked requests are handed to libfcgi in this file: it reads them without ever blocking, and
-     * whatever else the peer sends stays where it is. -1: it has to be opened again. */
+    /* libfcgi reads checked requests from this file: it can never block there, and later bytes
+     * of the peer stay in the socket. -1: it has to be opened again. */
     int request_file;
-    usec_t now; /* as we were told last */
-    enum acceptor_state state;
-    usec_t retry;     /* ACCEPTOR_SHARING and ACCEPTOR_FULL: when to look again */
-    size_t accepted;  /* connections, since acceptor_expire() */
-    size_t burst;     /* how often it has accepted some of late, and left the next ones */
+    usec_t now; /* the caller's time in the last call */
+    enum accept_state state;
+    usec_t retry;     /* when ACCEPT_SHARING or ACCEPT_FULL ends, or is looked at again */
+    size_t accepted;  /* connections accepted since connections_expire() */
+    size_t burst;     /* number of recent turns in which connections were accepted */
     bool peers_keep;  /* the last request came with FCGI_KEEP_CONN */
-    size_t limit;     /* connections that there may be, as far as we know */
+    size_t limit;     /* limit of open connections, as last known */
     usec_t limit_due; /* when to read the limit again */
     size_t count;     /* in all lists */
-    size_t counts[CONNECTION_STATES];
-    struct connection_list lists[CONNECTION_STATES]; /* by state, the longest in it first */
-    void *reserve;                                   /* RESERVE_MEMORY; NULL: it is in use */
-    usec_t complaint_due;                            /* when the log may complain again */
+    size_t counts[CONNECTION_STATE_COUNT];
+    struct connection_list lists[CONNECTION_STATE_COUNT]; /* by state; the connection that is in it
+                                                             for longest is first */
+    void *reserve;        /* RESERVE_MEMORY bytes; NULL while they are given up */
+    usec_t complaint_due; /* earliest time of the next log line about a shortage */
     unsigned char buffer[64 * 1024];
 };
 
-/* The log must not grow with each request that meets the same shortage. */
-static bool acceptor_may_complain(struct acceptor *acceptor)
+/* Limits the log to one line an interval, however many requests meet the same shortage. */
+static bool connections_may_complain(struct connections *connections)
 {
-    if (acceptor->now < acceptor->complaint_due)
+    if (connections->now < connections->complaint_due)
         return false;
-    acceptor->complaint_due = acceptor->now + COMPLAINT_INTERVAL;
+    connections->complaint_due = connections->now + COMPLAINT_INTERVAL;
     return true;
 }
 
-/* How many connections there may be with so many descriptors. */
-static size_t acceptor_limit(rlim_t descriptors)
+/* The limit of connections that follows from a limit on descriptors. */
+static size_t connections_limit(rlim_t descriptors)
 {
     return descriptors <= 2 * RESERVED_DESCRIPTORS ? RESERVED_DESCRIPTORS
                                                    : (size_t)descriptors - RESERVED_DESCRIPTORS;
 }
 
-static size_t acceptor_read_limit(void)
+static size_t connections_read_limit(void)
 {
     struct rlimit limit;
 
-    return acceptor_limit(getrlimit(RLIMIT_NOFILE, &limit) == 0 ? limit.rlim_cur : 0);
+    return connections_limit(getrlimit(RLIMIT_NOFILE, &limit) == 0 ? limit.rlim_cur : 0);
 }
 
-static bool acceptor_watch(struct acceptor *acceptor)
+static bool connections_watch(struct connections *connections)
 {
-    /* Exclusive: one connection need not wake up every worker. */
+    /* Exclusive: a new connection wakes up one worker, not all. */
     struct epoll_event event = {.events = EPOLLIN | EPOLLEXCLUSIVE, .data.ptr = NULL};
 
-    return epoll_ctl(acceptor->epoll_fd, EPOLL_CTL_ADD, acceptor->listen_fd, &event) == 0;
+    return epoll_ctl(connections->epoll_fd, EPOLL_CTL_ADD, connections->listen_fd, &event) == 0;
 }
 
-static void acceptor_unwatch(struct acceptor *acceptor)
+static void connections_unwatch(struct connections *connections)
 {
-    epoll_ctl(acceptor->epoll_fd, EPOLL_CTL_DEL, acceptor->listen_fd, NULL);
+    epoll_ctl(connections->epoll_fd, EPOLL_CTL_DEL, connections->listen_fd, NULL);
 }
 
-/* The one place where accepting begins and ends. */
-static void acceptor_set_state(struct acceptor *acceptor, enum acceptor_state state)
+/* All transitions of accept_state. Adds the listening socket to epoll and removes it. */
+static void connections_set_accept_state(struct connections *connections, enum accept_state state)
 {
-    if (acceptor->state == state || acceptor->state == ACCEPTOR_STOPPED)
+    if (connections->state == state || connections->state == ACCEPT_STOPPED)
         return;
-    if (acceptor->state == ACCEPTOR_LISTENING)
-        acceptor_unwatch(acceptor);
-    acceptor->state = state;
+    state_check(accept_sources, connections->state, state);
+    if (connections->state == ACCEPT_LISTENING)
+        connections_unwatch(connections);
+    connections->state = state;
     switch (state) {
-    case ACCEPTOR_LISTENING:
-        if (acceptor_watch(acceptor))
+    case ACCEPT_LISTENING:
+        if (connections_watch(connections))
             break;
         log_error("cannot watch the listening socket: %s; trying again in 1 s", strerror(errno));
-        acceptor->state = ACCEPTOR_FULL;
-        acceptor->retry = acceptor->now + ACCEPT_PAUSE;
+        connections->state = ACCEPT_FULL;
+        connections->retry = connections->now + ACCEPT_PAUSE;
         break;
-    case ACCEPTOR_SHARING:
-        acceptor->retry = acceptor->now + SHARE_PAUSE;
+    case ACCEPT_SHARING:
+        connections->retry = connections->now + SHARE_PAUSE;
         break;
-    case ACCEPTOR_FULL:
-        acceptor->retry = acceptor->now + ACCEPT_PAUSE;
+    case ACCEPT_FULL:
+        connections->retry = connections->now + ACCEPT_PAUSE;
         break;
-    case ACCEPTOR_STOPPED:
+    case ACCEPT_STOPPED:
         break;
     }
 }
 
-/* Accepts while a connection more can be had, if need be for one that is idle. */
-static void acceptor_check_room(struct acceptor *acceptor)
+/* Begins or stops accepting: there is room below the limit, or where an idle connection can be
+ * closed. */
+static void connections_check_room(struct connections *connections)
 {
-    bool room = acceptor->count < acceptor->limit || acceptor->counts[CONNECTION_IDLE] > 0;
+    bool room =
+        connections->count < connections->limit || connections->counts[CONNECTION_STATE_IDLE] > 0;
 
-    if (!room && acceptor->state == ACCEPTOR_LISTENING && acceptor_may_complain(acceptor))
+    if (!room && connections->state == ACCEPT_LISTENING && connections_may_complain(connections))
         log_warning("no descriptors for more connections (%zu connections open): accepting again "
                     "when one closes",
-            acceptor->count);
+            connections->count);
     if (!room)
-        acceptor_set_state(acceptor, ACCEPTOR_FULL);
-    else if (acceptor->state == ACCEPTOR_FULL)
-        acceptor_set_state(acceptor, ACCEPTOR_LISTENING);
+        connections_set_accept_state(connections, ACCEPT_FULL);
+    else if (connections->state == ACCEPT_FULL)
+        connections_set_accept_state(connections, ACCEPT_LISTENING);
 }
 
 static void connection_enter(struct connection *connection, enum connection_state state)
 {
-    struct acceptor *acceptor = connection->acceptor;
+    struct connections *connections = connection->connections;
 
     connection->state = state;
-    TAILQ_INSERT_TAIL(&acceptor->lists[state], connection, link);
-    acceptor->counts[state]++;
-    acceptor->count++;
+    TAILQ_INSERT_TAIL(&connections->lists[state], connection, link);
+    connections->counts[state]++;
+    connections->count++;
 }
 
 static void connection_leave(struct connection *connection)
 {
-    struct acceptor *acceptor = connection->acceptor;
+    struct connections *connections = connection->connections;
 
-    TAILQ_REMOVE(&acceptor->lists[connection->state], connection, link);
-    acceptor->counts[connection->state]--;
-    acceptor->count--;
+    TAILQ_REMOVE(&connections->lists[connection->state], connection, link);
+    connections->counts[connection->state]--;
+    connections->count--;
 }
 
-/* The one place where a connection changes its state. */
+/* All transitions of connection_state. */
 static void connection_set_state(struct connection *connection, enum connection_state state)
 {
+    state_check(connection_sources, connection->state, state);
     connection_leave(connection);
     connection_enter(connection, state);
-    acceptor_check_room(connection->acceptor);
+    connections_check_room(connection->connections);
 }
 
-static bool acceptor_open_file(struct acceptor *acceptor)
+static bool connections_open_file(struct connections *connections)
 {
-    if (acceptor->request_file < 0)
-        acceptor->request_file = memfd_create("request", MFD_CLOEXEC);
-    return acceptor->request_file >= 0;
+    if (connections->request_file < 0)
+        connections->request_file = memfd_create("request", MFD_CLOEXEC);
+    return connections->request_file >= 0;
 }
 
-/* False if the reserve is in use, and cannot be had again. */
-static bool acceptor_fill_reserve(struct acceptor *acceptor)
+/* Allocates the reserve again. False if there is no memory for it. */
+static bool connections_fill_reserve(struct connections *connections)
 {
-    if (!acceptor->reserve)
-        acceptor->reserve = malloc(RESERVE_MEMORY);
-    return acceptor->reserve;
+    if (!connections->reserve)
+        connections->reserve = malloc(RESERVE_MEMORY);
+    return connections->reserve;
 }
 
-static void acceptor_give_reserve(struct acceptor *acceptor)
+static void connections_free_reserve(struct connections *connections)
 {
-    free(acceptor->reserve);
-    acceptor->reserve = NULL;
+    free(connections->reserve);
+    connections->reserve = NULL;
 }
 
-static bool acceptor_prepare_listener(struct acceptor *acceptor)
+static bool connections_prepare_listener(struct connections *connections)
 {
-    int flags = fcntl(acceptor->listen_fd, F_GETFL), domain;
+    int flags = fcntl(connections->listen_fd, F_GETFL), domain;
     socklen_t length = sizeof domain;
 
-    if (getsockopt(acceptor->listen_fd, SOL_SOCKET, SO_DOMAIN, &domain, &length) != 0)
+    if (getsockopt(connections->listen_fd, SOL_SOCKET, SO_DOMAIN, &domain, &length) != 0)
         return false;
-    acceptor->local = domain == AF_UNIX;
-    return flags >= 0 && fcntl(acceptor->listen_fd, F_SETFL, flags | O_NONBLOCK) == 0;
+    connections->local = domain == AF_UNIX;
+    return flags >= 0 && fcntl(connections->listen_fd, F_SETFL, flags | O_NONBLOCK) == 0;
 }
 
-struct acceptor *acceptor_open(int epoll_fd, int listen_fd)
+struct connections *connections_open(int epoll_fd, int listen_fd)
 {
-    struct acceptor *acceptor = calloc(1, sizeof *acceptor);
+    struct connections *connections = calloc(1, sizeof *connections);
 
-    if (!acceptor) {
+    if (!connections) {
         log_error("out of memory");
         return NULL;
     }
-    acceptor->epoll_fd = epoll_fd;
-    acceptor->listen_fd = listen_fd;
-    acceptor->request_file = -1;
-    acceptor->state = ACCEPTOR_LISTENING;
-    acceptor->limit = acceptor_read_limit();
-    acceptor->peers_keep = true; /* as nginx is configured in conf/, until we know better */
-    for (size_t i = 0; i < CONNECTION_STATES; i++)
-        TAILQ_INIT(&acceptor->lists[i]);
-    if (acceptor_fill_reserve(acceptor) && FCGX_Init() == 0 && acceptor_open_file(acceptor) &&
-        acceptor_prepare_listener(acceptor) && acceptor_watch(acceptor))
-        return acceptor;
+    connections->epoll_fd = epoll_fd;
+    connections->listen_fd = listen_fd;
+    connections->request_file = -1;
+    connections->state = ACCEPT_LISTENING;
+    connections->limit = connections_read_limit();
+    connections->peers_keep =
+        true; /* until the first request: nginx keeps connections with the files in conf/ */
+    for (size_t i = 0; i < CONNECTION_STATE_COUNT; i++)
+        TAILQ_INIT(&connections->lists[i]);
+    if (connections_fill_reserve(connections) && FCGX_Init() == 0 &&
+        connections_open_file(connections) && connections_prepare_listener(connections) &&
+        connections_watch(connections))
+        return connections;
     log_error("cannot serve the listening socket: %s", strerror(errno));
-    acceptor_close(acceptor);
+    connections_close(connections);
     return NULL;
 }
 
-static struct connection *acceptor_add(struct acceptor *acceptor, int fd, usec_t now)
+static struct connection *connections_add(struct connections *connections, int fd, usec_t now)
 {
     struct connection *connection = calloc(1, sizeof *connection);
 
     if (!connection) {
         close(fd);
-        if (acceptor_may_complain(acceptor))
-            log_warning(
-                "out of memory: a connection is refused (%zu connections open)", acceptor->count);
+        if (connections_may_complain(connections))
+            log_warning("out of memory: a connection is refused (%zu connections open)",
+                connections->count);
         return NULL;
     }
-    connection->acceptor = acceptor;
+    connection->connections = connections;
     connection->fd = fd;
     connection->heard = now;
-    acceptor->accepted++;
-    connection_enter(connection, CONNECTION_READING);
-    acceptor_check_room(acceptor);
+    connections->accepted++;
+    connection_enter(connection, CONNECTION_STATE_READING);
+    connections_check_room(connections);
     return connection;
 }
 
-/* Whether something has come in that has not been read. */
+/* Whether something has arrived that has not been read. */
 static bool connection_has_input(const struct connection *connection)
 {
     char byte;
@@ -303,15 +341,16 @@ static bool connection_has_input(const struct connection *connection)
     return recv(connection->fd, &byte, 1, MSG_PEEK) > 0;
 }
 
-/* Closes the connections that are idle, at most max of them, the longest idle first; but not those
- * on which something has come in meanwhile. Returns how many. */
-static size_t acceptor_close_idle(struct acceptor *acceptor, size_t max, const char *reason)
+/* Closes up to max idle connections, the longest idle first, except those on which something has
+ * arrived. Returns how many were closed. */
+static size_t connections_close_idle(
+    struct connections *connections, size_t max, const char *reason)
 {
     struct connection *connection, *next;
     size_t closed = 0;
 
-    for (connection = TAILQ_FIRST(&acceptor->lists[CONNECTION_IDLE]); connection && closed < max;
-         connection = next) {
+    for (connection = TAILQ_FIRST(&connections->lists[CONNECTION_STATE_IDLE]);
+         connection && closed < max; connection = next) {
         next = TAILQ_NEXT(connection, link);
         if (connection_has_input(connection))
             continue;
@@ -321,133 +360,137 @@ static size_t acceptor_close_idle(struct acceptor *acceptor, size_t max, const c
     return closed;
 }
 
-static int acceptor_accept_fd(struct acceptor *acceptor)
+static int connections_accept_fd(struct connections *connections)
 {
-    int fd = accept4(acceptor->listen_fd, NULL, NULL, SOCK_NONBLOCK | SOCK_CLOEXEC), on = 1;
+    int fd = accept4(connections->listen_fd, NULL, NULL, SOCK_NONBLOCK | SOCK_CLOEXEC), on = 1;
 
-    /* A peer whose machine has gone must not hold its descriptor for ever. */
-    if (fd >= 0 && !acceptor->local)
+    /* Detects that the peer's machine is gone, so that its descriptor is freed. */
+    if (fd >= 0 && !connections->local)
         setsockopt(fd, SOL_SOCKET, SO_KEEPALIVE, &on, sizeof on);
     return fd;
 }
 
-static bool acceptor_lacks_descriptors(int error)
+static bool connections_lacks_descriptors(int error)
 {
     return error == EMFILE || error == ENFILE;
 }
 
-/* accept() has failed. What it says of descriptors is truer than the limit. */
-static void acceptor_fail(struct acceptor *acceptor, int error)
+/* Handles a failed accept(). EMFILE and ENFILE overrule the limit that was read. */
+static void connections_handle_accept_error(struct connections *connections, int error)
 {
     /* EINVAL: after listener_refuse(), when nothing waits any more. */
     if (error == EAGAIN || error == EINTR || error == ECONNABORTED || error == EINVAL)
         return;
-    if (acceptor_lacks_descriptors(error)) {
-        acceptor->limit = acceptor->count;
-        acceptor->limit_due = acceptor->now + ACCEPT_PAUSE;
+    if (connections_lacks_descriptors(error)) {
+        connections->limit = connections->count;
+        connections->limit_due = connections->now + ACCEPT_PAUSE;
     }
-    if (acceptor_may_complain(acceptor))
+    if (connections_may_complain(connections))
         log_warning("cannot accept: %s (%zu connections open); trying again in 1 s",
-            strerror(error), acceptor->count);
-    acceptor_set_state(acceptor, ACCEPTOR_FULL);
+            strerror(error), connections->count);
+    connections_set_accept_state(connections, ACCEPT_FULL);
 }
 
-/* How many connections this worker may accept before it leaves the next ones to the others. */
-static size_t acceptor_share_of_burst(const struct acceptor *acceptor)
+/* Limit of the connections that this worker accepts before it leaves the next ones to the
+ * others. */
+static size_t connections_share_of_burst(const struct connections *connections)
 {
-    size_t share = 1 + acceptor->burst / SHARE_GROWTH;
+    size_t share = 1 + connections->burst / SHARE_GROWTH;
 
     return share < SHARE_MOST ? share : SHARE_MOST;
 }
 
 /* Whether this worker may accept one more connection in this turn. */
-static bool acceptor_may_accept(const struct acceptor *acceptor)
+static bool connections_may_accept(const struct connections *connections)
 {
-    switch (acceptor->state) {
-    case ACCEPTOR_LISTENING:
-        return !acceptor->peers_keep || acceptor->accepted < acceptor_share_of_burst(acceptor);
-    case ACCEPTOR_STOPPED:
+    switch (connections->state) {
+    case ACCEPT_LISTENING:
+        return !connections->peers_keep ||
+               connections->accepted < connections_share_of_burst(connections);
+    case ACCEPT_STOPPED:
         return true;
-    case ACCEPTOR_SHARING:
-    case ACCEPTOR_FULL:
+    case ACCEPT_SHARING:
+    case ACCEPT_FULL:
         break;
     }
     return false;
 }
 
-struct connection *acceptor_accept(struct acceptor *acceptor, usec_t now)
+struct connection *connections_accept(struct connections *connections, usec_t now)
 {
     static const char reason[] = "idle, and its descriptor is needed";
     int fd;
 
-    acceptor->now = now;
-    if (!acceptor_may_accept(acceptor))
+    connections->now = now;
+    if (!connections_may_accept(connections))
         return NULL;
-    if (acceptor->count >= acceptor->limit && acceptor_close_idle(acceptor, 1, reason) == 0)
+    if (connections->count >= connections->limit &&
+        connections_close_idle(connections, 1, reason) == 0)
         return NULL;
-    fd = acceptor_accept_fd(acceptor);
-    if (fd < 0 && acceptor_lacks_descriptors(errno) && acceptor_close_idle(acceptor, 1, reason))
-        fd = acceptor_accept_fd(acceptor);
+    fd = connections_accept_fd(connections);
+    if (fd < 0 && connections_lacks_descriptors(errno) &&
+        connections_close_idle(connections, 1, reason))
+        fd = connections_accept_fd(connections);
     if (fd >= 0)
-        return acceptor_add(acceptor, fd, now);
-    acceptor_fail(acceptor, errno);
+        return connections_add(connections, fd, now);
+    connections_handle_accept_error(connections, errno);
     return NULL;
 }
 
-/* When the peer that has been silent in mid-request for longest has been silent for too long. */
-static usec_t acceptor_silence_due(const struct acceptor *acceptor)
+/* When the first connection in CONNECTION_STATE_READING has been silent for too long. */
+static usec_t connections_silence_due(const struct connections *connections)
 {
-    const struct connection *first = TAILQ_FIRST(&acceptor->lists[CONNECTION_READING]);
-    usec_t silence = acceptor->state == ACCEPTOR_FULL ? SHORT_SILENCE : CONNECTION_SILENCE;
+    const struct connection *first = TAILQ_FIRST(&connections->lists[CONNECTION_STATE_READING]);
+    usec_t silence = connections->state == ACCEPT_FULL ? SHORT_SILENCE : CONNECTION_SILENCE;
 
     return first ? first->heard + silence : USEC_NEVER;
 }
 
-usec_t acceptor_due(const struct acceptor *acceptor)
+usec_t connections_due(const struct connections *connections)
 {
-    usec_t due = acceptor_silence_due(acceptor);
+    usec_t due = connections_silence_due(connections);
 
-    if (acceptor->state == ACCEPTOR_SHARING || acceptor->state == ACCEPTOR_FULL)
-        due = usec_min(due, acceptor->retry);
+    if (connections->state == ACCEPT_SHARING || connections->state == ACCEPT_FULL)
+        due = usec_min(due, connections->retry);
     return due;
 }
 
-/* The limit may have been changed, or assumed too low after a failed accept(). */
-static void acceptor_refresh_limit(struct acceptor *acceptor)
+/* Reads the limit again: the operator may have changed it, or a failed accept() has lowered
+ * ours. */
+static void connections_refresh_limit(struct connections *connections)
 {
-    bool retry = acceptor->state == ACCEPTOR_FULL && acceptor->now >= acceptor->retry;
+    bool retry = connections->state == ACCEPT_FULL && connections->now >= connections->retry;
 
-    if (acceptor->now < acceptor->limit_due && !retry)
+    if (connections->now < connections->limit_due && !retry)
         return;
-    acceptor->limit = acceptor_read_limit();
-    acceptor->limit_due = acceptor->now + ACCEPT_PAUSE;
-    if (acceptor->state == ACCEPTOR_FULL)
-        acceptor->retry = acceptor->limit_due;
-    acceptor_check_room(acceptor);
+    connections->limit = connections_read_limit();
+    connections->limit_due = connections->now + ACCEPT_PAUSE;
+    if (connections->state == ACCEPT_FULL)
+        connections->retry = connections->limit_due;
+    connections_check_room(connections);
 }
 
-/*
- * Lets the other workers have the next connections. EPOLLEXCLUSIVE wakes the first sleeper in the
- * queue of the listening socket, which would be the same worker each time; whoever is added to the
- * queue goes to its end. That suffices while connections come one by one, or are not kept. Where
- * they are kept, the share in a burst matters for long, and a worker that is awake already would
- * take most of it.
- */
-static void acceptor_share(struct acceptor *acceptor)
+/* Leaves the next connections to the other workers. EPOLLEXCLUSIVE wakes the first worker in the
+ * queue of the listening socket, which would always be the same one; a worker that adds the
+ * socket again goes to the end of the queue. That suffices while connections come one by one, or
+ * are not kept. Where they are kept, an unequal share lasts, and in a burst a worker that is
+ * awake already would take most of them. */
+static void connections_share(struct connections *connections)
 {
-    if (acceptor->state == ACCEPTOR_SHARING && acceptor->now >= acceptor->retry) {
-        acceptor_set_state(acceptor, ACCEPTOR_LISTENING);
-    } else if (acceptor->state == ACCEPTOR_LISTENING) {
-        acceptor->burst = acceptor->accepted > 0 ? acceptor->burst + 1 : acceptor->burst / 2;
-        if (acceptor->accepted > 0)
-            acceptor_set_state(acceptor, ACCEPTOR_SHARING);
-        if (!acceptor->peers_keep)
-            acceptor_set_state(acceptor, ACCEPTOR_LISTENING);
+    if (connections->state == ACCEPT_SHARING && connections->now >= connections->retry) {
+        connections_set_accept_state(connections, ACCEPT_LISTENING);
+    } else if (connections->state == ACCEPT_LISTENING) {
+        connections->burst =
+            connections->accepted > 0 ? connections->burst + 1 : connections->burst / 2;
+        if (connections->accepted > 0)
+            connections_set_accept_state(connections, ACCEPT_SHARING);
+        if (!connections->peers_keep)
+            connections_set_accept_state(connections, ACCEPT_LISTENING);
     }
-    acceptor->accepted = 0;
+    connections->accepted = 0;
 }
 
-/* A peer has been silent in mid-request for too long, as far as is known: if this process did not
+/* Closes a peer that seems to have been silent in mid-request for too long. If this process did not
  * run for a while, what the peer has sent is still to be read. */
 static void connection_expire(struct connection *connection, usec_t now)
 {
@@ -456,133 +499,137 @@ static void connection_expire(struct connection *connection, usec_t now)
         return;
     }
     connection->heard = now;
-    connection_set_state(connection, CONNECTION_READING);
+    connection_set_state(connection, CONNECTION_STATE_READING);
 }
 
-void acceptor_expire(struct acceptor *acceptor, usec_t now)
+void connections_expire(struct connections *connections, usec_t now)
 {
-    acceptor->now = now;
-    while (acceptor_silence_due(acceptor) <= now)
-        connection_expire(TAILQ_FIRST(&acceptor->lists[CONNECTION_READING]), now);
-    acceptor_refresh_limit(acceptor);
-    acceptor_share(acceptor);
+    connections->now = now;
+    while (connections_silence_due(connections) <= now)
+        connection_expire(TAILQ_FIRST(&connections->lists[CONNECTION_STATE_READING]), now);
+    connections_refresh_limit(connections);
+    connections_share(connections);
 }
 
-void acceptor_stop(struct acceptor *acceptor)
+void connections_stop(struct connections *connections)
 {
-    acceptor_set_state(acceptor, ACCEPTOR_STOPPED);
-    acceptor_close_idle(acceptor, SIZE_MAX, "stopping");
+    connections_set_accept_state(connections, ACCEPT_STOPPED);
+    connections_close_idle(connections, SIZE_MAX, "stopping");
 }
 
-size_t acceptor_count(const struct acceptor *acceptor)
+size_t connections_count(const struct connections *connections)
 {
-    return acceptor->count;
+    return connections->count;
 }
 
-/* How many of so many connections may be parked. */
-static size_t acceptor_parkable_of(size_t connections)
+/* How many of this number of connections may be parked. */
+static size_t connections_parkable_of(size_t count)
 {
-    size_t unparked = connections / UNPARKED_PART;
+    size_t unparked = count / UNPARKED_PART;
 
     if (unparked < UNPARKED_LEAST)
         unparked = UNPARKED_LEAST;
-    return connections > unparked ? connections - unparked : 0;
+    return count > unparked ? count - unparked : 0;
 }
 
-size_t acceptor_park_limit(const struct acceptor *acceptor)
+size_t connections_park_limit(const struct connections *connections)
 {
-    return acceptor_parkable_of(acceptor->limit);
+    return connections_parkable_of(connections->limit);
 }
 
-size_t acceptor_parkable(rlim_t descriptors)
+size_t connections_parkable(rlim_t descriptors)
 {
-    return acceptor_parkable_of(acceptor_limit(descriptors));
+    return connections_parkable_of(connections_limit(descriptors));
 }
 
-void acceptor_close(struct acceptor *acceptor)
+void connections_close(struct connections *connections)
 {
-    acceptor_set_state(acceptor, ACCEPTOR_STOPPED);
-    for (size_t i = 0; i < CONNECTION_STATES; i++)
-        while (!TAILQ_EMPTY(&acceptor->lists[i]))
-            connection_close(TAILQ_FIRST(&acceptor->lists[i]), "stopping");
-    if (acceptor->request_file >= 0)
-        close(acceptor->request_file);
-    free(acceptor->reserve);
-    free(acceptor);
+    connections_set_accept_state(connections, ACCEPT_STOPPED);
+    for (size_t i = 0; i < CONNECTION_STATE_COUNT; i++)
+        while (!TAILQ_EMPTY(&connections->lists[i]))
+            connection_close(TAILQ_FIRST(&connections->lists[i]), "stopping");
+    if (connections->request_file >= 0)
+        close(connections->request_file);
+    free(connections->reserve);
+    free(connections);
 }
 
-/* Whether libfcgi can have the memory that it takes to decode and answer a request of this length.
- * It would abort the process if it could not. */
-static bool acceptor_has_memory(struct acceptor *acceptor, size_t length)
+/* Whether there is memory for libfcgi to decode and answer a request of this length. libfcgi
+ * aborts the process if there is not. */
+static bool connections_has_memory(struct connections *connections, size_t length)
 {
-    /* volatile: a compiler may leave out an allocation that is not used. */
+    /* volatile: the compiler may remove an allocation whose result is not used. */
     void *volatile block = malloc(LIBFCGI_REQUEST + RECORD_WANTED_MAX * LIBFCGI_PARAMETER + length);
     bool has = block;
 
     free(block);
-    if (!has && acceptor_may_complain(acceptor))
-        log_warning("out of memory: requests are refused (%zu connections open)", acceptor->count);
+    if (!has && connections_may_complain(connections))
+        log_warning(
+            "out of memory: requests are refused (%zu connections open)", connections->count);
     return has;
 }
 
-/* Writes the request where libfcgi reads it. */
-static bool acceptor_write_request(struct acceptor *acceptor, const struct record_request *request)
+/* Writes the request to the file that libfcgi reads. */
+static bool connections_write_request(
+    struct connections *connections, const struct record_request *request)
 {
     const int parts = sizeof request->parts / sizeof request->parts[0];
 
-    return acceptor_open_file(acceptor) &&
-           pwritev(acceptor->request_file, request->parts, parts, 0) == (ssize_t)request->length &&
-           lseek(acceptor->request_file, 0, SEEK_SET) == 0;
+    return connections_open_file(connections) &&
+           pwritev(connections->request_file, request->parts, parts, 0) ==
+               (ssize_t)request->length &&
+           lseek(connections->request_file, 0, SEEK_SET) == 0;
 }
 
-/* Lets libfcgi decode the request that is complete. False if there is no memory for it. */
+/* Lets libfcgi decode the complete request. False if there is no memory for it. */
 static bool connection_decode(struct connection *connection)
 {
-    struct acceptor *acceptor = connection->acceptor;
+    struct connections *connections = connection->connections;
     FCGX_Request *request = &connection->request;
     struct record_request bytes;
 
     record_request(&connection->reader, &bytes);
-    if (!acceptor_has_memory(acceptor, bytes.length) || !acceptor_write_request(acceptor, &bytes))
+    if (!connections_has_memory(connections, bytes.length) ||
+        !connections_write_request(connections, &bytes))
         return false;
     FCGX_InitRequest(request, -1, 0);
-    request->ipcFd = acceptor->request_file;
-    request->keepConnection = 1; /* or libfcgi would close the file before it reads it */
+    request->ipcFd = connections->request_file;
+    request->keepConnection = 1; /* else libfcgi closes the file before it reads it */
     if (FCGX_Accept_r(request) != 0) {
-        /* Not to be expected; it has closed the file, then. */
-        acceptor->request_file = -1;
+        /* Not expected. libfcgi has closed the file. */
+        connections->request_file = -1;
         return false;
     }
     connection->decoded = bytes.length;
     request->ipcFd = connection->fd;
-    /* Only what answering takes is kept, so that the next request finds this memory warm. */
+    /* Keep only what the answer needs; the next request reuses the memory while it is in the
+     * cache. */
     FCGX_FreeStream(&request->in);
     FCGX_FClose(request->err);
     FCGX_FreeStream(&request->err);
     return true;
 }
 
-/* The same, without the parameters, and if need be with the memory that is held in reserve: all
- * that it takes to answer it. */
+/* The same without the parameters, which an answer does not need; uses the reserve if it has to. */
 static bool connection_decode_bare(struct connection *connection)
 {
     record_forget(&connection->reader);
     if (connection_decode(connection))
         return true;
-    acceptor_give_reserve(connection->acceptor);
+    connections_free_reserve(connection->connections);
     return connection_decode(connection);
 }
 
 /* Frees what libfcgi holds of the request. */
-static void connection_shed(struct connection *connection)
+static void connection_free_request(struct connection *connection)
 {
     FCGX_Free(&connection->request, 0);
     connection->request.envp = NULL;
-    acceptor_fill_reserve(connection->acceptor);
+    connections_fill_reserve(connection->connections);
 }
 
-/* Sends a record of our own, which is small: a peer that has no room for it isn't reading at all.
- */
+/* Sends a small record of our own. A socket without room for it belongs to a peer that does not
+ * read. */
 static bool connection_send(
     const struct connection *connection, const unsigned char *bytes, size_t length)
 {
@@ -605,59 +652,62 @@ static bool connection_send_management(struct connection *connection)
     return connection_send(connection, reply, length);
 }
 
-/* Acts upon one event of the reader. NULL if the connection can go on, else why it can't. */
-static const char *connection_act(struct connection *connection, enum record_event event)
+/* Handles one event of the record reader. Returns NULL if the connection can go on, else the
+ * reason why not. */
+static const char *connection_handle_record(struct connection *connection, enum record_event event)
 {
     switch (event) {
-    case RECORD_MORE:
-    case RECORD_REQUEST:
+    case RECORD_EVENT_MORE:
+    case RECORD_EVENT_REQUEST:
         return NULL;
-    case RECORD_MANAGEMENT:
+    case RECORD_EVENT_MANAGEMENT:
         return connection_send_management(connection) ? NULL : "peer does not read";
-    case RECORD_SECOND:
+    case RECORD_EVENT_SECOND:
         return connection_send_end(connection, FCGI_CANT_MPX_CONN) ? NULL : "peer does not read";
-    case RECORD_UNKNOWN_ROLE:
+    case RECORD_EVENT_UNKNOWN_ROLE:
         connection_send_end(connection, FCGI_UNKNOWN_ROLE);
         return "unknown role";
-    case RECORD_ABORT:
+    case RECORD_EVENT_ABORT:
         connection_send_end(connection, FCGI_REQUEST_COMPLETE);
         return "aborted by the peer";
-    case RECORD_NO_MEMORY:
+    case RECORD_EVENT_NO_MEMORY:
         return "out of memory";
-    case RECORD_BROKEN:
+    case RECORD_EVENT_BROKEN:
         break;
     }
     return "not a FastCGI request within the bounds";
 }
 
-/* Reads all records in these bytes. NULL if the connection can go on, else why it can't. */
+/* Reads all records in the buffer. Returns NULL if the connection can go on, else the reason why
+ * not. */
 static const char *connection_read_records(struct connection *connection, size_t length)
 {
-    const unsigned char *at = connection->acceptor->buffer;
+    const unsigned char *at = connection->connections->buffer;
     const char *trouble = NULL;
 
     while (length > 0 && !trouble) {
         size_t used;
 
-        trouble = connection_act(connection, record_read(&connection->reader, at, length, &used));
+        trouble = connection_handle_record(
+            connection, record_read(&connection->reader, at, length, &used));
         at += used;
         length -= used;
     }
     return trouble;
 }
 
-/* The one place where epoll is told what to announce. A connection that is answered and closed at
- * once never needs it. */
+/* All transitions of connection_watch. A connection that is answered and closed at once never
+ * needs epoll. */
 static bool connection_set_watch(struct connection *connection, enum connection_watch watch)
 {
     struct epoll_event event = {.data.ptr = connection};
-    int operation = connection->watch == CONNECTION_UNWATCHED ? EPOLL_CTL_ADD : EPOLL_CTL_MOD;
+    int operation = connection->watch == CONNECTION_WATCH_OFF ? EPOLL_CTL_ADD : EPOLL_CTL_MOD;
 
-    if (connection->watch == watch || connection->watch == CONNECTION_HALF_CLOSED)
+    if (connection->watch == watch || connection->watch == CONNECTION_WATCH_HALF_CLOSED)
         return true;
-    /* EPOLLHUP and EPOLLERR are announced in any case. */
-    event.events = watch == CONNECTION_WATCHED ? EPOLLIN | EPOLLRDHUP : 0;
-    if (epoll_ctl(connection->acceptor->epoll_fd, operation, connection->fd, &event) != 0)
+    /* epoll announces EPOLLHUP and EPOLLERR in any case. */
+    event.events = watch == CONNECTION_WATCH_ON ? EPOLLIN | EPOLLRDHUP : 0;
+    if (epoll_ctl(connection->connections->epoll_fd, operation, connection->fd, &event) != 0)
         return false;
     connection->watch = watch;
     return true;
@@ -665,53 +715,56 @@ static bool connection_set_watch(struct connection *connection, enum connection_
 
 static bool connection_has_request(const struct connection *connection)
 {
-    return connection->state == CONNECTION_OPEN || connection->state == CONNECTION_PARKED;
+    return connection->state == CONNECTION_STATE_DECODED ||
+           connection->state == CONNECTION_STATE_SHED;
 }
 
-/* The connection cannot go on. Who has been told of its request must be told of this first. */
+/* Ends a connection that cannot go on. If the caller knows of an open request, it has to end
+ * that first. */
 static enum connection_event connection_drop(struct connection *connection, const char *reason)
 {
     if (connection_has_request(connection)) {
         connection->trouble = reason;
-        return CONNECTION_GONE;
+        return CONNECTION_EVENT_GONE;
     }
     connection_close(connection, reason);
-    return CONNECTION_NOTHING;
+    return CONNECTION_EVENT_NOTHING;
 }
 
-/* A request has arrived as a whole. */
-static enum connection_event connection_open(struct connection *connection)
+/* Decodes a complete request, and opens it. */
+static enum connection_event connection_begin_request(struct connection *connection)
 {
-    enum connection_event event = CONNECTION_REQUEST;
+    enum connection_event event = CONNECTION_EVENT_REQUEST;
 
     if (!connection_decode(connection)) {
-        event = CONNECTION_REFUSE;
+        event = CONNECTION_EVENT_REFUSE;
         if (!connection_decode_bare(connection))
             return connection_drop(connection, "out of memory");
     }
     record_forget(&connection->reader);
-    connection->acceptor->peers_keep = connection->reader.keep;
-    connection_set_state(connection, CONNECTION_OPEN);
+    connection->connections->peers_keep = connection->reader.keep;
+    connection_set_state(connection, CONNECTION_STATE_DECODED);
     return event;
 }
 
-/* No request is open: the peer is awaited. Before its first answer it is not idle but owes us a
- * request, as it does in the middle of a record. */
+/* Waits for the peer's next bytes while no request is open. Before its first answer a connection
+ * is not idle: it owes a request, as in the middle of a record. */
 static bool connection_await(struct connection *connection, usec_t now)
 {
     bool idle = connection->served && record_is_between(&connection->reader);
 
     connection->heard = now;
-    connection_set_state(connection, idle ? CONNECTION_IDLE : CONNECTION_READING);
-    return connection_set_watch(connection, CONNECTION_WATCHED);
+    connection_set_state(connection, idle ? CONNECTION_STATE_IDLE : CONNECTION_STATE_READING);
+    return connection_set_watch(connection, CONNECTION_WATCH_ON);
 }
 
-/* The peer will send nothing more, but may still read. Unix sockets tell this from leaving. */
+/* Whether the peer has closed only its sending side. Only Unix sockets tell this from closing
+ * both. */
 static bool connection_is_half_closed(const struct connection *connection)
 {
     struct pollfd peer = {.fd = connection->fd};
 
-    return connection->acceptor->local && connection_has_request(connection) &&
+    return connection->connections->local && connection_has_request(connection) &&
            poll(&peer, 1, 0) == 0;
 }
 
@@ -719,8 +772,8 @@ static bool connection_is_half_closed(const struct connection *connection)
 static enum connection_event connection_read_end(struct connection *connection)
 {
     if (connection_is_half_closed(connection) &&
-        connection_set_watch(connection, CONNECTION_HALF_CLOSED))
-        return CONNECTION_NOTHING;
+        connection_set_watch(connection, CONNECTION_WATCH_HALF_CLOSED))
+        return CONNECTION_EVENT_NOTHING;
     return connection_drop(connection, "closed by the peer");
 }
 
@@ -729,18 +782,18 @@ static enum connection_event connection_read_error(struct connection *connection
 {
     if (error != EAGAIN && error != EINTR)
         return connection_drop(connection, strerrordesc_np(error));
-    if (connection_set_watch(connection, CONNECTION_WATCHED))
-        return CONNECTION_NOTHING;
+    if (connection_set_watch(connection, CONNECTION_WATCH_ON))
+        return CONNECTION_EVENT_NOTHING;
     return connection_drop(connection, "cannot be watched");
 }
 
 enum connection_event connection_read(struct connection *connection, usec_t now)
 {
-    struct acceptor *acceptor = connection->acceptor;
-    ssize_t length = recv(connection->fd, acceptor->buffer, sizeof acceptor->buffer, 0);
+    struct connections *connections = connection->connections;
+    ssize_t length = recv(connection->fd, connections->buffer, sizeof connections->buffer, 0);
     const char *trouble;
 
-    acceptor->now = now;
+    connections->now = now;
     if (length < 0)
         return connection_read_error(connection, errno);
     if (length == 0)
@@ -749,11 +802,11 @@ enum connection_event connection_read(struct connection *connection, usec_t now)
     if (trouble)
         return connection_drop(connection, trouble);
     if (connection_has_request(connection))
-        return CONNECTION_NOTHING;
+        return CONNECTION_EVENT_NOTHING;
     if (connection->reader.phase == RECORD_PHASE_WHOLE)
-        return connection_open(connection);
+        return connection_begin_request(connection);
     if (connection_await(connection, now))
-        return CONNECTION_NOTHING;
+        return CONNECTION_EVENT_NOTHING;
     return connection_drop(connection, "cannot be watched");
 }
 
@@ -766,7 +819,8 @@ const char *connection_param(const struct connection *connection, const char *na
 {
     size_t length = strlen(name);
 
-    /* As FCGX_GetParam() does it, but the first letter saves most of the comparisons. */
+    /* The same as FCGX_GetParam(); comparing the first letter first saves most calls of
+     * strncmp(). */
     for (char **param = connection->request.envp; param && *param; param++)
         if ((*param)[0] == name[0] && strncmp(*param, name, length) == 0 && (*param)[length] == '=')
             return *param + length + 1;
@@ -775,18 +829,18 @@ const char *connection_param(const struct connection *connection, const char *na
 
 void connection_wait(struct connection *connection)
 {
-    if (connection->acceptor->counts[CONNECTION_OPEN] > WARM_REQUESTS ||
+    if (connection->connections->counts[CONNECTION_STATE_DECODED] > WARM_REQUESTS ||
         connection->decoded > WARM_LENGTH)
-        connection_park(connection);
+        connection_shed(connection);
 }
 
-bool connection_park(struct connection *connection)
+bool connection_shed(struct connection *connection)
 {
-    if (connection->state == CONNECTION_OPEN) {
-        connection_shed(connection);
-        connection_set_state(connection, CONNECTION_PARKED);
+    if (connection->state == CONNECTION_STATE_DECODED) {
+        connection_free_request(connection);
+        connection_set_state(connection, CONNECTION_STATE_SHED);
     }
-    return connection_set_watch(connection, CONNECTION_WATCHED);
+    return connection_set_watch(connection, CONNECTION_WATCH_ON);
 }
 
 static bool connection_send_reply(struct connection *connection, const char *bytes, size_t length)
@@ -800,19 +854,19 @@ static bool connection_send_reply(struct connection *connection, const char *byt
 /* Whether another request may come after the one that has been answered. */
 static bool connection_may_go_on(const struct connection *connection)
 {
-    return connection->reader.keep && connection->watch != CONNECTION_HALF_CLOSED &&
-           connection->acceptor->state != ACCEPTOR_STOPPED;
+    return connection->reader.keep && connection->watch != CONNECTION_WATCH_HALF_CLOSED &&
+           connection->connections->state != ACCEPT_STOPPED;
 }
 
 void connection_reply(struct connection *connection, const char *bytes, size_t length, usec_t now)
 {
     const char *reason = NULL;
 
-    if (connection->state == CONNECTION_PARKED && !connection_decode_bare(connection))
+    if (connection->state == CONNECTION_STATE_SHED && !connection_decode_bare(connection))
         reason = "out of memory";
     else if (!connection_send_reply(connection, bytes, length))
         reason = "peer does not read";
-    connection_shed(connection);
+    connection_free_request(connection);
     record_next(&connection->reader);
     connection->owner = NULL;
     connection->served = true;
@@ -826,16 +880,16 @@ void connection_reply(struct connection *connection, const char *bytes, size_t l
 
 void connection_close(struct connection *connection, const char *reason)
 {
-    struct acceptor *acceptor = connection->acceptor;
+    struct connections *connections = connection->connections;
 
     log_debug("connection %d: %s%s", connection->fd, reason,
         connection_has_request(connection) ? ", while a request was open" : "");
-    connection_shed(connection);
+    connection_free_request(connection);
     record_close(&connection->reader);
     connection_leave(connection);
     close(connection->fd);
     free(connection);
-    acceptor_check_room(acceptor);
+    connections_check_room(connections);
 }
 
 void connection_set_owner(struct connection *connection, void *owner)

@@ -8,29 +8,30 @@
 
 #include "clock.h"
 
-/*
- * The connections of a web server to this worker: accepting them, reading requests, answering,
- * closing. Nothing here blocks. Records are checked by record.h before libfcgi decodes the request.
- */
+/* The connections of web servers to this worker: accepts them, reads requests, answers, closes.
+ * Nothing here blocks. record.h checks all records before libfcgi decodes a request: libfcgi is
+ * the project's interface to the protocol, but it blocks, and it trusts lengths and types. */
 
 /* The listening socket and all connections that were accepted on it; one for a process. */
-struct acceptor;
+struct connections;
 
 /* One connection, with at most one request at a time. */
 struct connection;
 
-/* How long a peer may be silent in the middle of a request, or before its first one. Less where
- * there is no descriptor for one more connection. */
+/* Limit of a peer's silence in the middle of a request, or before its first one. It is shorter
+ * (SHORT_SILENCE in connection.c) while there is no descriptor for one more connection. */
 #define CONNECTION_SILENCE (5 * USEC_PER_SEC)
 
-/* What has come of reading. */
+/* The result of connection_read(). */
 enum connection_event {
-    CONNECTION_NOTHING, /* nothing for the caller to do; the connection may have been freed */
-    CONNECTION_REQUEST, /* a request is open: answer it by connection_reply(), now or later */
-    CONNECTION_REFUSE, /* a request is open, but there is no memory for its parameters: answer it by
-                        * connection_reply() with a server error, before anything else */
-    CONNECTION_GONE,   /* the open request cannot be answered any more, for the reason that
-                        * connection_trouble() gives: close it by connection_close() */
+    CONNECTION_EVENT_NOTHING, /* nothing to do; the connection may have been freed */
+    CONNECTION_EVENT_REQUEST, /* a request is open: answer it by connection_reply(), at once or
+                                 later */
+    CONNECTION_EVENT_REFUSE, /* a request is open, but there is no memory for its parameters: answer
+                              * it by connection_reply() with a server error, before anything else
+                              */
+    CONNECTION_EVENT_GONE,   /* the open request cannot be answered any more, for the reason in
+                                connection_trouble(): close it by connection_close() */
 };
 
 /*
@@ -44,87 +45,75 @@ enum connection_event {
  * listening socket is not watched until a connection closes or becomes idle: with EPOLLEXCLUSIVE a
  * worker that watches it and cannot accept takes the wake-up from one that can.
  */
-struct acceptor *acceptor_open(int epoll_fd, int listen_fd);
+struct connections *connections_open(int epoll_fd, int listen_fd);
 
-/*
- * Accepts one connection, which is then to be read: its request may have arrived with it. NULL if
- * none waits, or none can be had; the log says why. May close and free idle connections: call it
- * after the events of a turn have been handled, as one of them may be about such a connection.
- */
-struct connection *acceptor_accept(struct acceptor *acceptor, usec_t now)
+/* Accepts one connection. The caller reads it at once, since its request may have arrived with
+ * it. Returns NULL if none waits, or if it cannot be accepted, which is logged. May close and
+ * free idle connections: call it after the events of a turn have been handled, one of which may
+ * be about such a connection. */
+struct connection *connections_accept(struct connections *connections, usec_t now)
     __attribute__((warn_unused_result));
 
-/* When acceptor_expire() has something to do next, USEC_NEVER if not at all. */
-usec_t acceptor_due(const struct acceptor *acceptor);
+/* When connections_expire() has to be called; USEC_NEVER if not at all. */
+usec_t connections_due(const struct connections *connections);
 
-/*
- * To be called once in each turn of the loop, after acceptor_accept(). Closes connections that were
- * silent for too long, accepts again when there may be descriptors again, and leaves the next
- * connections to the other workers when this one has accepted some.
- */
-void acceptor_expire(struct acceptor *acceptor, usec_t now);
+/* Call it once in each turn of the loop, after connections_accept(). Closes connections that
+ * were silent for too long, accepts again when there may be descriptors again, and leaves the
+ * next connections to the other workers if this one has accepted some. */
+void connections_expire(struct connections *connections, usec_t now);
 
-/* Watches the listening socket no more, and closes the connections that are between two requests.
- * The others close when their request is answered. What waits to be accepted still can be, by
- * acceptor_accept(). */
-void acceptor_stop(struct acceptor *acceptor);
+/* Stops watching the listening socket, and closes the connections that are between two requests.
+ * The others close when their request is answered. Connections that wait in the backlog can
+ * still be accepted by connections_accept(). */
+void connections_stop(struct connections *connections);
 
-/* How many connections are open. */
-size_t acceptor_count(const struct acceptor *acceptor);
+/* The number of open connections. */
+size_t connections_count(const struct connections *connections);
 
-/*
- * How many requests may be parked now at most. An eighth of the descriptors, and at least a
- * handful, is reserved for requests that are answered at once. The number can fall below what is
- * parked already, when the limit on descriptors is lowered.
- */
-size_t acceptor_park_limit(const struct acceptor *acceptor);
+/* The limit of parked requests now. An eighth of the descriptors, and at least a handful, is
+ * reserved for requests that are answered at once. The limit falls below the number of parked
+ * requests when the limit on descriptors is lowered. */
+size_t connections_park_limit(const struct connections *connections);
 
-/* For --check. The same, of a worker whose limit is so many descriptors. */
-size_t acceptor_parkable(rlim_t descriptors);
+/* For --check. The same for a worker with this limit on descriptors. */
+size_t connections_parkable(rlim_t descriptors);
 
 /* Closes all connections and frees everything. The caller has no request open any more. */
-void acceptor_close(struct acceptor *acceptor);
+void connections_close(struct connections *connections);
 
-/*
- * Reads what has arrived on a connection that was accepted or that epoll has announced.
- *
- * A peer on a Unix socket that has shut down its sending side, but not closed, while a request is
- * open, still gets its answer; the connection is closed after it. On TCP this cannot be told from
- * closing, since a FIN is all that is seen of both. There a FIN counts as leaving: web servers
- * close when their client has left, and the place of a parked request must be free at once.
- */
+/* Reads what has arrived on a connection that was accepted or that epoll has announced. A peer
+ * on a Unix socket that has shut down its sending side while a request is open still gets its
+ * answer; then the connection is closed. On TCP a FIN may mean that, or that the peer has
+ * closed. There it counts as closing: web servers close when their client has left, and the
+ * place of a parked request must be free at once. */
 enum connection_event connection_read(struct connection *connection, usec_t now);
 
-/* Why the open request cannot be answered any more; after CONNECTION_GONE. A constant string. */
+/* The reason of CONNECTION_EVENT_GONE. A constant string. */
 const char *connection_trouble(const struct connection *connection);
 
-/* A meta-variable of the open request, of those that record_request() keeps. NULL if the request
- * has none of this name. Valid until connection_wait(), connection_park() or connection_reply(). */
+/* A meta-variable of the open request, one of those that record_request() keeps. NULL if the
+ * request does not have it. Valid until connection_wait(), connection_shed() or
+ * connection_reply(). */
 const char *connection_param(const struct connection *connection, const char *name);
 
-/*
- * The parameters have been read, and the answer comes later, but probably soon. Frees what libfcgi
- * holds of the request if that is much, or if many requests wait so; else it stays warm for the
- * answer.
- */
+/* Tells that the parameters have been read, and that the answer comes soon. Frees libfcgi's
+ * memory of the request if it is much, or if many requests wait; else it stays for the answer. */
 void connection_wait(struct connection *connection);
 
-/* The open request will wait long: frees what libfcgi holds of it, and has epoll announce when the
- * peer leaves. It can still be answered. False if that can't be done. */
-bool connection_park(struct connection *connection);
+/* Tells that the open request will wait long. Frees libfcgi's memory of it, and has epoll
+ * announce that the peer leaves. It can still be answered. False if epoll fails. */
+bool connection_shed(struct connection *connection);
 
-/*
- * Answers the open request with these bytes, which make up a CGI response (RFC 3875, section 6),
- * and ends it. The connection is freed then, unless the peer wants to keep it. What libfcgi needs
- * of memory for the answer is held in reserve; the connection is closed without an answer if even
- * that does not suffice, or if the peer does not read.
- */
+/* Answers the open request with these bytes, a CGI response (RFC 3875, section 6), and ends it.
+ * Then the connection is freed, unless the peer keeps it. libfcgi's memory for the answer is
+ * held in reserve. The connection is closed without an answer if that does not suffice, or if
+ * the peer does not read. */
 void connection_reply(struct connection *connection, const char *bytes, size_t length, usec_t now);
 
 /* Closes the connection without an answer, and frees it. The reason goes to the debug log. */
 void connection_close(struct connection *connection, const char *reason);
 
-/* What the caller attaches to a connection while a request is open; NULL to begin with. */
+/* A pointer of the caller's, for as long as a request is open; NULL at first. */
 void connection_set_owner(struct connection *connection, void *owner);
 void *connection_owner(const struct connection *connection);
 

@@ -7,7 +7,7 @@
 
 struct conninfo_params conninfo_params(const char *conninfo, const struct conninfo_hosts *hosts)
 {
-    /* Of two values the later one holds, if it is not NULL; dbname is expanded where it stands. */
+    /* libpq takes the later of two values unless it is NULL, and expands dbname where it stands. */
     return (struct conninfo_params){
         .keywords = {"dbname", "host", "hostaddr", "port", "client_encoding",
             "fallback_application_name", NULL},
@@ -25,7 +25,7 @@ static size_t conninfo_count(const char *list)
     return count;
 }
 
-/* The n-th element of a list, counted from 0; the list has it. */
+/* Element n of a list, counted from 0; the list has that many. */
 static const char *conninfo_element(const char *list, size_t n)
 {
     for (; n > 0; n--)
@@ -44,7 +44,7 @@ static bool conninfo_element_is(const char *list, size_t n, const char *text)
     return strncmp(element, text, length) == 0 && (element[length] == ',' || !element[length]);
 }
 
-/* Whether the connection is one to the n-th host. */
+/* Whether the connection is to host n. */
 static bool conninfo_is_host(const struct conninfo_hosts *hosts, size_t n, const PGconn *connection)
 {
     const char *host = PQhost(connection), *port = PQport(connection);
@@ -55,8 +55,8 @@ static bool conninfo_is_host(const struct conninfo_hosts *hosts, size_t n, const
     return conninfo_count(hosts->port) < 2 || !port || conninfo_element_is(hosts->port, n, port);
 }
 
-/* The lists that the connection was made with, wherever they come from: conninfo, the environment
- * or a service file. The strings belong to the options. */
+/* The lists of hosts that the connection was made with, from conninfo, environment or service
+ * file. The strings belong to the options. */
 static struct conninfo_hosts conninfo_find_hosts(PQconninfoOption *options)
 {
     struct conninfo_hosts hosts = {0};
@@ -71,13 +71,13 @@ static struct conninfo_hosts conninfo_find_hosts(PQconninfoOption *options)
     return hosts;
 }
 
-/* A copy of a list without its n-th element: first those after it, then those before it. A list of
- * one is the same for all hosts. *ok is set to false if out of memory. */
+/* A copy of a list without element n: first the elements after it, then those before it. A list
+ * of one element holds for all hosts. *ok becomes false if out of memory. */
 static char *conninfo_leave_out(const char *list, size_t n, bool *ok)
 {
     size_t count = conninfo_count(list);
     const char *after = list;
-    int before = 0; /* the length of those before it */
+    int before = 0; /* length of the elements before it */
     char *rest;
 
     /* libpq refuses a list of another length than the others, before it tries any host. */
@@ -127,7 +127,7 @@ void conninfo_free_hosts(struct conninfo_hosts *hosts)
     *hosts = (struct conninfo_hosts){0};
 }
 
-/* libpq leaves the message NULL where there is no memory even for one, and else says so in it. */
+/* If out of memory libpq leaves the message NULL, or says so in it. */
 static bool conninfo_lacks_memory(const char *message)
 {
     static const char text[] = "out of memory";

@@ -5,8 +5,8 @@
 #include <libpq-fe.h>
 #include <stdbool.h>
 
-/* The hosts that an attempt to connect tries, in turn: three lists as libpq has them, separated by
- * commas. All NULL: those that the operator has listed. */
+/* The hosts that an attempt to connect tries in turn: libpq's three lists, separated by commas.
+ * All NULL: the hosts that the operator has listed. */
 struct conninfo_hosts {
     char *host, *hostaddr, *port;
 };
@@ -17,16 +17,14 @@ struct conninfo_params {
     const char *keywords[7], *values[7];
 };
 
-/* What the operator gave as conninfo (NULL: nothing), with our application_name and UTF-8, and with
- * these hosts. The strings belong to the arguments. */
+/* The operator's conninfo (NULL: none) with our application_name, with UTF-8, and with these
+ * hosts. The strings belong to the arguments. */
 struct conninfo_params conninfo_params(const char *conninfo, const struct conninfo_hosts *hosts);
 
-/*
- * The hosts of this connection, or of this attempt to connect, without the one that it is at now,
- * beginning with the one after it. All NULL if there are no others, or if out of memory. To be
- * freed by conninfo_free_hosts(). libpq passes over a host that refuses, but waits for one that is
- * silent, and target_session_attrs=prefer-standby comes back to it, so it has to be left out.
- */
+/* The hosts of this connection, or of this attempt to connect, without the current one, from the
+ * one after it on. All NULL if there are no others, or if out of memory. The caller frees them
+ * by conninfo_free_hosts(). libpq skips a host that refuses but waits for a silent one, and
+ * target_session_attrs=prefer-standby comes back to it: so a silent host has to be left out. */
 struct conninfo_hosts conninfo_other_hosts(PGconn *connection);
 
 /* Frees the lists. */
@@ -35,7 +33,7 @@ void conninfo_free_hosts(struct conninfo_hosts *hosts);
 enum conninfo_verdict {
     CONNINFO_SOUND,     /* libpq can read it */
     CONNINFO_MALFORMED, /* it is no connection string and no URI */
-    CONNINFO_NO_MEMORY, /* it could not be read for want of memory */
+    CONNINFO_NO_MEMORY, /* there was no memory to read it */
 };
 
 /* Whether libpq can read this connection string or URI. libpq's message is not returned: it may

@@ -3,29 +3,29 @@
 
 #include <stdlib.h>
 
-static void put(struct heap *heap, size_t place, struct heap_node *node)
+static void heap_put(struct heap *heap, size_t place, struct heap_node *node)
 {
     heap->nodes[place - 1] = node;
     node->place = place;
 }
 
-static struct heap_node *at(const struct heap *heap, size_t place)
+static struct heap_node *heap_at(const struct heap *heap, size_t place)
 {
     return heap->nodes[place - 1];
 }
 
-static void sift_up(struct heap *heap, struct heap_node *node)
+static void heap_sift_up(struct heap *heap, struct heap_node *node)
 {
     size_t place = node->place;
 
-    while (place > 1 && node->due < at(heap, place / 2)->due) {
-        put(heap, place, at(heap, place / 2));
+    while (place > 1 && node->due < heap_at(heap, place / 2)->due) {
+        heap_put(heap, place, heap_at(heap, place / 2));
         place /= 2;
     }
-    put(heap, place, node);
+    heap_put(heap, place, node);
 }
 
-static void sift_down(struct heap *heap, struct heap_node *node)
+static void heap_sift_down(struct heap *heap, struct heap_node *node)
 {
     size_t place = node->place;
 
@@ -34,14 +34,14 @@ static void sift_down(struct heap *heap, struct heap_node *node)
 
         if (child > heap->count)
             break;
-        if (child < heap->count && at(heap, child + 1)->due < at(heap, child)->due)
+        if (child < heap->count && heap_at(heap, child + 1)->due < heap_at(heap, child)->due)
             child++;
-        if (node->due <= at(heap, child)->due)
+        if (node->due <= heap_at(heap, child)->due)
             break;
-        put(heap, place, at(heap, child));
+        heap_put(heap, place, heap_at(heap, child));
         place = child;
     }
-    put(heap, place, node);
+    heap_put(heap, place, node);
 }
 
 bool heap_add(struct heap *heap, struct heap_node *node, usec_t due)
@@ -56,16 +56,16 @@ bool heap_add(struct heap *heap, struct heap_node *node, usec_t due)
         heap->room = room;
     }
     node->due = due;
-    put(heap, ++heap->count, node);
-    sift_up(heap, node);
+    heap_put(heap, ++heap->count, node);
+    heap_sift_up(heap, node);
     return true;
 }
 
 void heap_move(struct heap *heap, struct heap_node *node, usec_t due)
 {
     node->due = due;
-    sift_up(heap, node);
-    sift_down(heap, node);
+    heap_sift_up(heap, node);
+    heap_sift_down(heap, node);
 }
 
 void heap_remove(struct heap *heap, struct heap_node *node)
@@ -75,9 +75,9 @@ void heap_remove(struct heap *heap, struct heap_node *node)
 
     if (place == 0)
         return;
-    last = at(heap, heap->count--);
+    last = heap_at(heap, heap->count--);
     if (last != node) {
-        put(heap, place, last);
+        heap_put(heap, place, last);
         heap_move(heap, last, last->due);
     }
     node->place = 0;

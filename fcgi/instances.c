@@ -7,23 +7,23 @@
 
 /* The columns of sql/instances.sql. */
 enum instances_column {
-    ID,
-    SERIAL,
-    SCHEMA,
-    COMPLETE,
-    READABLE,
-    ORDER_SESSION,
-    HAS_SERIAL,
-    CONTRACTS_INDEXED,
-    ORDERS_INDEXED,
-    TRACKED,
-    COLUMNS
+    INSTANCES_COLUMN_ID,
+    INSTANCES_COLUMN_SERIAL,
+    INSTANCES_COLUMN_SCHEMA,
+    INSTANCES_COLUMN_COMPLETE,
+    INSTANCES_COLUMN_READABLE,
+    INSTANCES_COLUMN_FINDS_UNCLAIMED,
+    INSTANCES_COLUMN_HAS_SERIAL,
+    INSTANCES_COLUMN_CLAIMED_INDEXED,
+    INSTANCES_COLUMN_UNCLAIMED_INDEXED,
+    INSTANCES_COLUMN_TRACKED,
+    INSTANCES_COLUMN_COUNT
 };
 
-/* Names of schemas in a problem, at most. */
+/* Limit of the names of schemas in a problem's text. */
 #define NAMES_MAX 5
 
-/* What was read, in memory of its own. */
+/* The list as it was read. It owns its memory. */
 struct instances_list {
     PGresult *rows;
     struct instance *instances; /* sorted by id */
@@ -94,7 +94,8 @@ static struct instance *instances_find_id(const struct instances_list *list, con
     return bsearch(&key, list->instances, list->count, sizeof key, instance_compare);
 }
 
-/* Where a schema of this name is, or would be, among the first count, which are sorted. */
+/* The index of the schema of this name among the first count, which are sorted, or the index at
+ * which it belongs. */
 static size_t instances_place_of_schema(
     const struct instances_list *list, size_t count, const char *name)
 {
@@ -111,7 +112,7 @@ static size_t instances_place_of_schema(
     return low;
 }
 
-/* NULL if there is none of this name among the first count schemas, which are sorted. */
+/* The schema of this name among the first count, which are sorted; NULL if there is none. */
 static struct instance_schema *instances_find_schema(
     const struct instances_list *list, size_t count, const char *name)
 {
@@ -130,23 +131,23 @@ static bool instances_flag(const PGresult *rows, int row, enum instances_column 
 static struct instance_schema instances_read_schema(const PGresult *rows, int row)
 {
     struct instance_schema schema = {
-        .tables.has_order_session = instances_flag(rows, row, ORDER_SESSION),
-        .tables.has_serial = instances_flag(rows, row, HAS_SERIAL),
-        .tables.contracts_indexed = instances_flag(rows, row, CONTRACTS_INDEXED),
-        .tables.orders_indexed = instances_flag(rows, row, ORDERS_INDEXED),
-        .tables.tracked = instances_flag(rows, row, TRACKED),
+        .tables.finds_unclaimed = instances_flag(rows, row, INSTANCES_COLUMN_FINDS_UNCLAIMED),
+        .tables.has_serial = instances_flag(rows, row, INSTANCES_COLUMN_HAS_SERIAL),
+        .tables.claimed_indexed = instances_flag(rows, row, INSTANCES_COLUMN_CLAIMED_INDEXED),
+        .tables.unclaimed_indexed = instances_flag(rows, row, INSTANCES_COLUMN_UNCLAIMED_INDEXED),
+        .tables.tracked = instances_flag(rows, row, INSTANCES_COLUMN_TRACKED),
     };
 
-    snprintf(schema.name, sizeof schema.name, "%s", PQgetvalue(rows, row, SCHEMA));
-    if (!instances_flag(rows, row, COMPLETE))
+    snprintf(schema.name, sizeof schema.name, "%s", PQgetvalue(rows, row, INSTANCES_COLUMN_SCHEMA));
+    if (!instances_flag(rows, row, INSTANCES_COLUMN_COMPLETE))
         schema.fault = SCHEMA_INCOMPLETE;
-    else if (!instances_flag(rows, row, READABLE))
+    else if (!instances_flag(rows, row, INSTANCES_COLUMN_READABLE))
         schema.fault = SCHEMA_UNREADABLE;
     return schema;
 }
 
-/* Sorts the rows into instances and schemas. There is room for a missing schema of each instance.
- */
+/* Sorts the rows into instances and schemas. Leaves room for one missing schema for each
+ * instance. */
 static bool instances_read_rows(struct instances_list *list)
 {
     size_t count = (size_t)PQntuples(list->rows);
@@ -156,17 +157,19 @@ static bool instances_read_rows(struct instances_list *list)
     if (!list->instances || !list->schemas)
         return false;
     for (int row = 0; row < PQntuples(list->rows); row++)
-        if (PQgetisnull(list->rows, row, ID))
+        if (PQgetisnull(list->rows, row, INSTANCES_COLUMN_ID))
             list->schemas[list->schema_count++] = instances_read_schema(list->rows, row);
         else
-            list->instances[list->count++].name = (struct naming_instance){
-                PQgetvalue(list->rows, row, ID), PQgetvalue(list->rows, row, SERIAL)};
+            list->instances[list->count++].name =
+                (struct naming_instance){PQgetvalue(list->rows, row, INSTANCES_COLUMN_ID),
+                    PQgetvalue(list->rows, row, INSTANCES_COLUMN_SERIAL)};
     qsort(list->instances, list->count, sizeof *list->instances, instance_compare);
     instances_sort_schemas(list);
     return true;
 }
 
-/* Says that the names have no explanation, with the first of those that look right. */
+/* Writes the problem that no rule, or no single rule, explains the names, with a few of the
+ * schemas. */
 static void instances_say_names(
     struct instances *instances, const char *what, const char *const names[], size_t count)
 {
@@ -196,7 +199,8 @@ static void instances_say_rule(struct instances *instances)
                          : "none yet");
 }
 
-/* Looks for the pattern. There is room in names and of for all schemas and instances. */
+/* Searches for the pattern of the schemas' names. names and of have room for all schemas and
+ * instances. */
 static bool instances_search(
     struct instances *instances, const char *names[], struct naming_instance of[])
 {
@@ -209,7 +213,7 @@ static bool instances_search(
     for (size_t i = 0; i < list->count; i++)
         of[i] = list->instances[i].name;
     if (list->count == 0)
-        return true; /* nothing to explain yet */
+        return true; /* there is no name to explain yet */
     if (count == 0) {
         snprintf(instances->problem, sizeof instances->problem,
             "a table merchant_contract_terms with the columns of a lookup is not there, in any "
@@ -240,7 +244,7 @@ static bool instances_find_pattern(struct instances *instances)
     return found;
 }
 
-/* The name that an instance's schema has to have; "" if that is too long for PostgreSQL. */
+/* The name of an instance's schema by the pattern; "" if it is too long for PostgreSQL. */
 static void instances_name_schema(
     const struct instances *instances, const struct instance *instance, char *name)
 {
@@ -248,7 +252,7 @@ static void instances_name_schema(
         *name = '\0';
 }
 
-/* Adds the schemas that instances should have and that are not there. */
+/* Adds the schemas that the pattern requires and the database does not have. */
 static void instances_add_missing(struct instances *instances)
 {
     struct instances_list *list = &instances->list;
@@ -264,7 +268,7 @@ static void instances_add_missing(struct instances *instances)
     instances_sort_schemas(list);
 }
 
-/* Gives each instance its schema, which is in the list. */
+/* Points each instance to its schema, which is in the list. */
 static void instances_match(struct instances *instances)
 {
     struct instances_list *list = &instances->list;
@@ -278,7 +282,7 @@ static void instances_match(struct instances *instances)
         list->instances[i].schema = schema;
         schema->serial = strtoll(list->instances[i].name.serial, NULL, 10);
         schema->used++;
-        /* Whose orders are in it cannot be known. */
+        /* It is unknown whose orders are in this schema. */
         if (schema->used > 1 && schema->fault != SCHEMA_MISSING)
             schema->fault = SCHEMA_SHARED;
     }
@@ -289,7 +293,7 @@ static bool schema_has_statements(const struct instance_schema *schema)
     return schema->statements[QUESTION_EVERYTHING] || schema->statements[QUESTION_PAYMENT];
 }
 
-/* Keeps what is known of a schema beyond the rows. */
+/* Carries the state of a schema over to the new list, apart from what the rows say. */
 static void schema_keep_state(struct instance_schema *schema, const struct instance_schema *old)
 {
     schema->told_fault = old->told_fault;
@@ -298,15 +302,15 @@ static void schema_keep_state(struct instance_schema *schema, const struct insta
     schema->stale = old->stale || !layout_same_statements(&schema->tables, &old->tables);
     schema->used_at = old->used_at;
     schema->told_failure = old->told_failure;
-    /* Where something was mended it is asked at once. */
+    /* A schema whose fault was mended is asked at once. */
     if (schema->fault == old->fault && !schema->stale) {
         schema->failures = old->failures;
         schema->rests_until = old->rests_until;
     }
 }
 
-/* Keeps what is known of each schema. One that has gone, and has statements, stays in the list
- * until they are deallocated. */
+/* Carries the state of all schemas over. A schema that has gone stays in the list until its
+ * statements are deallocated. */
 static bool instances_keep_state(struct instances_list *list, const struct instances_list *old)
 {
     size_t there = list->schema_count;
@@ -333,8 +337,8 @@ static bool instances_keep_state(struct instances_list *list, const struct insta
     return true;
 }
 
-/* Those that are not asked any more need no statements; those that another instance has now need
- * other ones. */
+/* Marks statements for deallocation: those of schemas that are not asked any more, or that now
+ * belong to another instance. */
 static void instances_mark_stale(struct instances_list *list)
 {
     for (size_t i = 0; i < list->schema_count; i++) {
@@ -380,7 +384,7 @@ bool instances_read(struct instances *instances, PGresult *rows, bool *gone)
     bool built;
 
     instances->list = (struct instances_list){.rows = rows};
-    if (PQnfields(rows) == COLUMNS) {
+    if (PQnfields(rows) == INSTANCES_COLUMN_COUNT) {
         built = instances_build(instances, &old);
     } else {
         snprintf(instances->problem, sizeof instances->problem, "the catalogue did not answer");
@@ -486,8 +490,8 @@ struct instances_summary instances_summary(const struct instances *instances)
 
         if (schema->fault != SCHEMA_FINE)
             continue;
-        summary.contracts_unindexed += !tables->contracts_indexed;
-        summary.orders_unindexed += tables->has_order_session && !tables->orders_indexed;
+        summary.claimed_unindexed += !tables->claimed_indexed;
+        summary.unclaimed_unindexed += tables->finds_unclaimed && !tables->unclaimed_indexed;
     }
     return summary;
 }

@@ -12,11 +12,9 @@
 #include "naming.h"
 #include "session.h"
 
-/*
- * Which instance is served from which schema, where each instance has a schema of its own, as
- * sql/instances.sql found it. What is known of a schema beyond that, such as its prepared
- * statements, is kept when the list is read again.
- */
+/* The instances and their schemas, where each instance has a schema of its own, as
+ * sql/instances.sql found them. The state of a schema, such as its prepared statements, is kept
+ * when the list is read again. */
 struct instances;
 
 /* Whether the schema of an instance can be asked. */
@@ -28,7 +26,7 @@ enum schema_fault {
     SCHEMA_SHARED,     /* the operator's pattern gives its name to several instances */
 };
 
-/* How many faults there are. */
+/* The number of faults. */
 #define SCHEMA_FAULTS (SCHEMA_SHARED + 1)
 
 /* The schema of an instance. */
@@ -37,7 +35,7 @@ struct instance_schema {
     struct layout_tables tables;
     enum schema_fault fault;
     enum schema_fault told_fault; /* that was logged last */
-    size_t used;                  /* by so many instances */
+    size_t used;                  /* number of instances in it */
     int64_t serial;               /* merchant_serial of its instance */
 
     /* What pipeline.c knows of it: */
@@ -45,8 +43,8 @@ struct instance_schema {
     int64_t prepared_serial;                   /* that is in their texts */
     bool stale;                                /* they are to be deallocated */
     usec_t used_at;                            /* when one of them was last used */
-    unsigned failures;  /* statements that have failed since the last one that has not */
-    bool told_failure;  /* which is in the log */
+    unsigned failures;  /* statements that have failed since the last success */
+    bool told_failure;  /* the failure was logged */
     usec_t rests_until; /* it is not asked before */
 };
 
@@ -59,30 +57,27 @@ struct instance {
 /* For the log: what was found. */
 struct instances_summary {
     size_t instances;
-    size_t
-        contracts_unindexed; /* those whose schema can be asked, without an index for the lookup */
-    size_t orders_unindexed; /* likewise */
+    size_t claimed_unindexed; /* those whose schema can be asked, without an index for the lookup */
+    size_t unclaimed_unindexed; /* likewise */
 };
 
-/* pattern: the operator's, not copied; NULL: the names explain themselves. NULL if out of memory.
- */
+/* pattern is the operator's, and not copied; NULL: it is found from the names. NULL if out of
+ * memory. */
 struct instances *instances_new(const char *pattern);
 
 /* Frees it; NULL is allowed. */
 void instances_free(struct instances *instances);
 
-/*
- * Replaces the list by the rows of sql/instances.sql, which it owns from now on. The pattern is
- * looked for where there is none yet. *gone is whether an instance of the list before is not there
- * any more. False if instances cannot be served: see instances_problem().
- */
+/* Replaces the list by the rows of sql/instances.sql, which it owns from now on. Searches for
+ * the pattern if there is none yet. *gone: an instance of the old list is not in the new one.
+ * False if no instance can be served: see instances_problem(). */
 bool instances_read(struct instances *instances, PGresult *rows, bool *gone);
 
 /* Why instances_read() failed: for the log. */
 const char *instances_problem(const struct instances *instances);
 
-/* The connection was lost, and with it the prepared statements. A pattern that was found is looked
- * for again. */
+/* Tells that the connection was lost, and with it the prepared statements. A pattern that was
+ * found from the names is searched for again. */
 void instances_disconnected(struct instances *instances);
 
 /* The schema of the instance; NULL if there is no such instance. id "" is the instance of the

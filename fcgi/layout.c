@@ -9,14 +9,24 @@
 #include "sql.h"
 
 /* The columns of sql/layout.sql. */
-enum column { SCHEMA, TABLE, COLUMN, PRESENT, READABLE, INDEXED, TRACKED, BACKEND, COLUMNS };
+enum layout_column {
+    LAYOUT_COLUMN_SCHEMA,
+    LAYOUT_COLUMN_TABLE,
+    LAYOUT_COLUMN_NAME,
+    LAYOUT_COLUMN_PRESENT,
+    LAYOUT_COLUMN_READABLE,
+    LAYOUT_COLUMN_INDEXED,
+    LAYOUT_COLUMN_TRACKED,
+    LAYOUT_COLUMN_BACKEND,
+    LAYOUT_COLUMN_COUNT
+};
 
-static const char *layout_text(const PGresult *rows, int row, enum column column)
+static const char *layout_text(const PGresult *rows, int row, enum layout_column column)
 {
     return PQgetvalue(rows, row, (int)column);
 }
 
-static bool layout_is_true(const PGresult *rows, int row, enum column column)
+static bool layout_is_true(const PGresult *rows, int row, enum layout_column column)
 {
     return layout_text(rows, row, column)[0] == 't';
 }
@@ -24,8 +34,8 @@ static bool layout_is_true(const PGresult *rows, int row, enum column column)
 static int layout_find_row(const PGresult *rows, const char *table, const char *column)
 {
     for (int row = 0; row < PQntuples(rows); row++)
-        if (strcmp(layout_text(rows, row, TABLE), table) == 0 &&
-            strcmp(layout_text(rows, row, COLUMN), column) == 0)
+        if (strcmp(layout_text(rows, row, LAYOUT_COLUMN_TABLE), table) == 0 &&
+            strcmp(layout_text(rows, row, LAYOUT_COLUMN_NAME), column) == 0)
             return row;
     return -1;
 }
@@ -34,55 +44,57 @@ static bool layout_has_column(const PGresult *rows, const char *table, const cha
 {
     int row = layout_find_row(rows, table, column);
 
-    return row >= 0 && layout_is_true(rows, row, PRESENT);
+    return row >= 0 && layout_is_true(rows, row, LAYOUT_COLUMN_PRESENT);
 }
 
 static bool layout_is_indexed(const PGresult *rows, const char *table)
 {
     int row = layout_find_row(rows, table, "merchant_serial");
 
-    return row >= 0 && layout_is_true(rows, row, INDEXED);
+    return row >= 0 && layout_is_true(rows, row, LAYOUT_COLUMN_INDEXED);
 }
 
 static bool layout_is_tracked(const PGresult *rows)
 {
     for (int row = 0; row < PQntuples(rows); row++)
-        if (!layout_is_true(rows, row, TRACKED))
+        if (!layout_is_true(rows, row, LAYOUT_COLUMN_TRACKED))
             return false;
     return true;
 }
 
-/* Whether the lookup reads the column in this row. */
+/* Whether a lookup reads the column in this row. */
 static bool layout_is_needed(const PGresult *rows, int row, const struct layout *layout)
 {
     if (layout->per_instance)
-        return strcmp(layout_text(rows, row, TABLE), "merchant_instances") == 0;
-    if (strcmp(layout_text(rows, row, TABLE), "merchant_orders") != 0)
+        return strcmp(layout_text(rows, row, LAYOUT_COLUMN_TABLE), "merchant_instances") == 0;
+    if (strcmp(layout_text(rows, row, LAYOUT_COLUMN_TABLE), "merchant_orders") != 0)
         return true;
-    return layout->tables.has_order_session;
+    return layout->tables.finds_unclaimed;
 }
 
 static bool layout_check_row(const PGresult *rows, int row, struct layout *layout)
 {
     const char *trouble = NULL;
 
-    if (!layout_is_true(rows, row, PRESENT))
+    if (!layout_is_true(rows, row, LAYOUT_COLUMN_PRESENT))
         trouble = "is not there";
-    else if (!layout_is_true(rows, row, READABLE))
+    else if (!layout_is_true(rows, row, LAYOUT_COLUMN_READABLE))
         trouble = "may not be read by this role; run sql/role.sql";
     if (!trouble)
         return true;
     snprintf(layout->problem, sizeof layout->problem, "column %s.%s.%s %s", layout->schema,
-        layout_text(rows, row, TABLE), layout_text(rows, row, COLUMN), trouble);
+        layout_text(rows, row, LAYOUT_COLUMN_TABLE), layout_text(rows, row, LAYOUT_COLUMN_NAME),
+        trouble);
     return false;
 }
 
-/* Whether the instances are there, and no column of the contracts is. */
+/* Whether each instance has a schema: merchant_instances is there, and no column of
+ * merchant_contract_terms. */
 static bool layout_is_per_instance(const PGresult *rows)
 {
     for (int row = 0; row < PQntuples(rows); row++)
-        if (strcmp(layout_text(rows, row, TABLE), "merchant_contract_terms") == 0 &&
-            layout_is_true(rows, row, PRESENT))
+        if (strcmp(layout_text(rows, row, LAYOUT_COLUMN_TABLE), "merchant_contract_terms") == 0 &&
+            layout_is_true(rows, row, LAYOUT_COLUMN_PRESENT))
             return false;
     return layout_has_column(rows, "merchant_instances", "merchant_id") &&
            layout_has_column(rows, "merchant_instances", "merchant_serial");
@@ -91,21 +103,21 @@ static bool layout_is_per_instance(const PGresult *rows)
 bool layout_read(const PGresult *rows, struct layout *layout)
 {
     *layout = (struct layout){0};
-    if (PQntuples(rows) == 0 || PQnfields(rows) < COLUMNS) {
+    if (PQntuples(rows) == 0 || PQnfields(rows) < LAYOUT_COLUMN_COUNT) {
         snprintf(layout->problem, sizeof layout->problem, "the catalogue did not answer");
         return false;
     }
-    snprintf(layout->schema, sizeof layout->schema, "%s", layout_text(rows, 0, SCHEMA));
-    layout->tables.has_order_session =
-        layout_has_column(rows, "merchant_orders", "session_id") &&
-        layout_has_column(rows, "merchant_orders", "fulfillment_url");
+    snprintf(
+        layout->schema, sizeof layout->schema, "%s", layout_text(rows, 0, LAYOUT_COLUMN_SCHEMA));
+    layout->tables.finds_unclaimed = layout_has_column(rows, "merchant_orders", "session_id") &&
+                                     layout_has_column(rows, "merchant_orders", "fulfillment_url");
     layout->tables.has_serial = true;
-    layout->tables.contracts_indexed = layout_is_indexed(rows, "merchant_contract_terms");
-    layout->tables.orders_indexed = layout_is_indexed(rows, "merchant_orders");
+    layout->tables.claimed_indexed = layout_is_indexed(rows, "merchant_contract_terms");
+    layout->tables.unclaimed_indexed = layout_is_indexed(rows, "merchant_orders");
     layout->tables.tracked = layout_is_tracked(rows);
     layout->per_instance = layout_is_per_instance(rows);
-    layout->backend = (int)strtol(layout_text(rows, 0, BACKEND), NULL, 10);
-    /* Without the table itself this is a layout that we do not know, and must not guess about. */
+    layout->backend = (int)strtol(layout_text(rows, 0, LAYOUT_COLUMN_BACKEND), NULL, 10);
+    /* Without the table this layout is unknown, and lookups would be guesses. */
     if (!layout->per_instance && !layout_has_column(rows, "merchant_orders", "order_id")) {
         snprintf(layout->problem, sizeof layout->problem,
             "column %s.merchant_orders.order_id is not there", layout->schema);
@@ -119,13 +131,13 @@ bool layout_read(const PGresult *rows, struct layout *layout)
 
 const char *layout_lookup(const struct layout_tables *tables)
 {
-    if (!tables->has_order_session)
-        return sql_lookup_contracts;
-    return tables->orders_indexed ? sql_lookup : sql_lookup_unindexed;
+    if (!tables->finds_unclaimed)
+        return sql_lookup_claimed;
+    return tables->unclaimed_indexed ? sql_lookup : sql_lookup_unindexed;
 }
 
-/* The marks in the texts of statements: comments, so that the texts are valid as they are. The text
- * from a mark to the end mark is about one thing, and may be left out. */
+/* Marks in the texts of statements. They are comments, so that the texts are valid as they are.
+ * The text from a mark to the end mark is about one thing, and may be left out. */
 #define MARK_SCHEMA    "/*schema*/"
 #define MARK_SERIAL    "/*serial*/"
 #define MARK_INSTANCES "/*instances*/"
@@ -136,7 +148,7 @@ static bool layout_has_mark(const char *text, const char *mark)
     return strncmp(text, mark, strlen(mark)) == 0;
 }
 
-/* What follows the text that a mark begins. */
+/* The text after the end of the part that a mark begins. */
 static const char *layout_after_mark(const char *text)
 {
     const char *end = strstr(text, MARK_END);
@@ -144,9 +156,9 @@ static const char *layout_after_mark(const char *text)
     return end ? end + strlen(MARK_END) : "";
 }
 
-/* Writes what the head of the text becomes, and returns the rest of it; NULL if out of memory. Each
- * write is checked: a stream of open_memstream() has no error indicator for a lack of memory, and
- * what could not be written is just missing in its text. */
+/* Writes the head of the text as the layout needs it. Returns the rest of the text; NULL if out of
+ * memory. Each write is checked: a stream of open_memstream() has no error indicator for a lack of
+ * memory, and its text would just be incomplete. */
 static const char *layout_write_head(FILE *to, const char *text, const struct layout_tables *tables,
     const char *quoted, int64_t serial)
 {
@@ -184,6 +196,6 @@ char *layout_make_statement(enum session_question question, const struct layout_
 
 bool layout_same_statements(const struct layout_tables *a, const struct layout_tables *b)
 {
-    return a->has_order_session == b->has_order_session && a->has_serial == b->has_serial &&
-           a->orders_indexed == b->orders_indexed;
+    return a->finds_unclaimed == b->finds_unclaimed && a->has_serial == b->has_serial &&
+           a->unclaimed_indexed == b->unclaimed_indexed;
 }

@@ -8,26 +8,26 @@
 
 #include "session.h"
 
-/* What a statement has to know of merchant_contract_terms and merchant_orders. */
+/* The properties of merchant_contract_terms and merchant_orders that a statement depends on. */
 struct layout_tables {
-    bool has_order_session; /* merchant_orders tells the session of unclaimed orders */
+    bool finds_unclaimed;   /* merchant_orders tells the session of unclaimed orders */
     bool has_serial;        /* they have merchant_serial */
-    bool contracts_indexed; /* an index serves the lookup in merchant_contract_terms */
-    bool orders_indexed;    /* likewise in merchant_orders */
+    bool claimed_indexed;   /* an index serves the lookup in merchant_contract_terms */
+    bool unclaimed_indexed; /* likewise in merchant_orders */
     bool tracked;           /* sql/changes.sql notices all changes of the tables */
 };
 
 /* How a merchant database is laid out, as sql/layout.sql found it. */
 struct layout {
     char schema[64];             /* where the tables are */
-    bool per_instance;           /* only the instances are there: each has a schema of its own */
+    bool per_instance;           /* each instance has a schema: only merchant_instances is here */
     struct layout_tables tables; /* where all instances share them */
     int backend;                 /* the server's process that answered */
     char problem[200];           /* why sessions can't be looked up: which table or column */
 };
 
-/* Fills in the layout from the rows of sql/layout.sql. False if sessions can't be looked up in this
- * database, with the problem said. */
+/* Fills in the layout from the rows of sql/layout.sql. False if this database cannot be asked
+ * about sessions; the problem is then in layout->problem. */
 bool layout_read(const PGresult *rows, struct layout *layout);
 
 /* The text of the statement that asks everything, for these tables. */
@@ -41,7 +41,7 @@ const char *layout_lookup(const struct layout_tables *tables);
 char *layout_make_statement(enum session_question question, const struct layout_tables *tables,
     const char *quoted, int64_t serial);
 
-/* Whether the statements for both are the same, for the same schema and serial. */
+/* Whether both have the same statements, given the same schema and serial. */
 bool layout_same_statements(const struct layout_tables *a, const struct layout_tables *b);
 
 #endif

@@ -17,11 +17,11 @@
 
 #include "log.h"
 
-/* Where a process that starts this one leaves the socket: see listener_inherit(). */
+/* The descriptor that a parent process passes the socket on: see listener_inherit(). */
 #define FASTCGI_SOCKET       0
 #define SYSTEMD_FIRST_SOCKET 3
 
-/* How often, and for how long together (1 s), a lock that is taken is tried. */
+/* Attempts to take the lock of a directory, and the pause between them: 1 s in all. */
 #define LOCK_TRIES    100
 #define LOCK_PAUSE_NS (10 * 1000 * 1000)
 
@@ -33,8 +33,8 @@ static bool listener_is_listening(int fd)
     return getsockopt(fd, SOL_SOCKET, SO_ACCEPTCONN, &listening, &length) == 0 && listening;
 }
 
-/* How many sockets systemd has passed to this process, as text; NULL: none. The variables may also
- * be those of a parent that has left them in the environment. */
+/* The number of sockets that systemd has passed to this process, as text; NULL if none. The
+ * variables may have been left by a parent to which they were passed. */
 static const char *listener_systemd_sockets(void)
 {
     const char *pid = getenv("LISTEN_PID");
@@ -57,18 +57,16 @@ const char *listener_inherit(int *fd)
                    : "no listening socket on descriptor 0, and no --listen";
 }
 
-/* The functions below return NULL, or the reason why something cannot be done. */
+/* The functions below return NULL, or the reason of a failure. */
 
 static bool listener_is_path(const char *address)
 {
     return strchr(address, '/') != NULL;
 }
 
-/*
- * Locks the directory of a path, against other processes that run this program. Without the lock
- * two of them could find the same old socket, and the slower one would remove the socket that the
- * faster one has just made. Returns the descriptor whose closing ends the lock, or -1 with errno.
- */
+/* Locks the directory of a path against other processes of this program. Without the lock two of
+ * them could find the same stale socket, and the slower one would remove the new socket of the
+ * faster one. Returns the descriptor whose closing ends the lock, or -1 with errno. */
 static int listener_lock(const char *path)
 {
     static const struct timespec pause = {.tv_nsec = LOCK_PAUSE_NS};
@@ -76,7 +74,7 @@ static int listener_lock(const char *path)
     const char *slash = strrchr(path, '/');
     int fd;
 
-    /* With the slash: it is then "/" for a file in the root directory. */
+    /* Includes the slash, so that it is "/" for a file in the root directory. */
     snprintf(directory, sizeof directory, "%.*s", (int)(slash - path) + 1, path);
     fd = open(directory, O_RDONLY | O_DIRECTORY | O_CLOEXEC);
     if (fd < 0)
@@ -96,7 +94,7 @@ static const char *listener_lock_failure(void)
     return errno == EWOULDBLOCK ? "its directory is locked by another process" : strerror(errno);
 }
 
-/* Why a file that is no socket is in the way. */
+/* The reason why a file that is no socket is not replaced. */
 static const char *listener_file_kind(mode_t mode)
 {
     switch (mode & S_IFMT) {
@@ -113,8 +111,8 @@ static const char *listener_file_kind(mode_t mode)
     }
 }
 
-/* Whether nobody listens on a socket. Anything but this one error may be a server: one that has no
- * room for a connection now, or one that does not let us in. */
+/* Whether nobody listens on a socket: ECONNREFUSED. After any other error there may be a server
+ * that has no room for a connection now, or that does not let us in. */
 static bool listener_is_stale(const struct sockaddr_un *name)
 {
     int fd = socket(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC | SOCK_NONBLOCK, 0);
@@ -127,8 +125,8 @@ static bool listener_is_stale(const struct sockaddr_un *name)
     return stale;
 }
 
-/* Removes a socket that was left behind. The type is looked at first: connect() refuses a regular
- * file in the same way as a socket on which nobody listens. */
+/* Removes a stale socket. Checks the type first: connect() refuses a regular file in the same
+ * way as a socket on which nobody listens. */
 static const char *listener_remove_stale(const struct sockaddr_un *name)
 {
     struct stat file;
@@ -142,7 +140,8 @@ static const char *listener_remove_stale(const struct sockaddr_un *name)
     return unlink(name->sun_path) == 0 ? NULL : strerror(errno);
 }
 
-/* Makes the file, with its permissions from the first moment on. bind() never replaces a file. */
+/* Makes the socket's file, with its permissions from the first moment on. bind() never replaces
+ * a file. */
 static bool listener_bind(int fd, const struct sockaddr_un *name, mode_t mode)
 {
     mode_t mask = umask(~mode & 0777);
@@ -166,7 +165,7 @@ static const char *listener_bind_path(int fd, const struct sockaddr_un *name, mo
     return listener_bind(fd, name, mode) ? NULL : strerror(errno);
 }
 
-/* While the directory is locked: until it listens, the new socket looks like one left behind. */
+/* The directory stays locked until the new socket listens: before that it looks stale. */
 static const char *listener_make_socket(
     struct listener *listener, const struct sockaddr_un *name, mode_t mode)
 {
@@ -212,7 +211,7 @@ static int listener_open_address(const struct addrinfo *address, bool both_famil
 
     if (fd < 0)
         return -1;
-    /* Else a restart fails while connections of the last run are in TIME_WAIT. */
+    /* Without it a restart fails while connections of the last run are in TIME_WAIT. */
     setsockopt(fd, SOL_SOCKET, SO_REUSEADDR, &on, sizeof on);
     if (both_families)
         setsockopt(fd, IPPROTO_IPV6, IPV6_V6ONLY, &off, sizeof off);
@@ -224,7 +223,7 @@ static int listener_open_address(const struct addrinfo *address, bool both_famil
     return -1;
 }
 
-/* Opens the first address that can be had. host NULL: any address of the family. */
+/* Opens the first address that can be opened. host NULL: any address of the family. */
 static const char *listener_open_family(
     struct listener *listener, const char *host, const char *port, int family)
 {
@@ -295,7 +294,7 @@ void listener_refuse(int fd)
         shutdown(fd, SHUT_RD);
 }
 
-/* The inode number cannot have been given to another file: the open socket holds the inode. */
+/* The inode number cannot belong to another file: the open socket keeps the inode. */
 static void listener_remove_own(const struct listener *listener)
 {
     struct stat file;

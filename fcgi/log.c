@@ -12,9 +12,9 @@
 
 static enum log_level log_threshold = LOG_INFO;
 static bool log_muted;
-static bool log_is_socket; /* as under systemd */
+static bool log_is_socket; /* standard error is a socket, as under systemd */
 static bool log_is_file;
-static unsigned long log_lost; /* lines, since the last one that could be written */
+static unsigned long log_lost; /* number of lines lost since the last one that was written */
 
 void log_set_level(enum log_level level)
 {
@@ -33,8 +33,8 @@ static size_t log_clip(int wanted, size_t room)
     return (size_t)wanted < room ? (size_t)wanted : room - 1;
 }
 
-/* Gives this process a standard error of its own that does not block: O_NONBLOCK concerns everybody
- * who shares an open file, such as the shell on a terminal. */
+/* Opens standard error again for this process alone, without blocking: O_NONBLOCK would concern
+ * all who share the open file, such as the shell on a terminal. */
 static void log_reopen(void)
 {
     int fd = open("/proc/self/fd/2", O_WRONLY | O_APPEND | O_NOCTTY | O_NONBLOCK | O_CLOEXEC);
@@ -57,7 +57,8 @@ void log_open(void)
         log_reopen();
 }
 
-/* One write, so that the lines of several processes do not mix. False if a part is missing. */
+/* A line is one write(), so that lines of several processes do not mix. False if a part is missing.
+ */
 static bool log_put(const char *line, size_t length)
 {
     ssize_t written = log_is_socket ? send(STDERR_FILENO, line, length, MSG_DONTWAIT | MSG_NOSIGNAL)
@@ -66,7 +67,7 @@ static bool log_put(const char *line, size_t length)
     return written == (ssize_t)length;
 }
 
-/* Makes a line; returns its length. */
+/* Formats a line. Returns its length. */
 static size_t __attribute__((format(printf, 3, 0)))
 log_format(char line[LINE_MAX_BYTES], enum log_level level, const char *format, va_list args)
 {
@@ -107,7 +108,7 @@ log_line(enum log_level level, const char *format, ...)
     return put;
 }
 
-/* Says how many lines were lost. False if that cannot be written either. */
+/* Logs how many lines were lost. False if that cannot be written either. */
 static bool log_tell_lost(void)
 {
     if (log_lost == 0)

@@ -13,18 +13,18 @@
  */
 enum log_level { LOG_ERROR, LOG_WARNING, LOG_INFO, LOG_DEBUG };
 
-/* Prepares standard error, before the first line. Where it is a pipe, a socket or a terminal that
- * nobody reads any more, a line must not block the process: it is lost instead. */
+/* Prepares standard error. Call it before the first line. If standard error is a pipe, socket or
+ * terminal that nobody reads, lines are lost instead of blocking the process. */
 void log_open(void);
 
 /* Sets the least important level that is written. Without this it is LOG_INFO. */
 void log_set_level(enum log_level level);
 
-/* Lets the log have no more lines. For --check, which says on standard output what it finds. */
+/* Stops the log, for --check, which reports on standard output. */
 void log_mute(void);
 
-/* Writes a line. One that cannot be written is lost; the next one that can comes after a line that
- * says how many were. */
+/* Writes a line. If it cannot be written it is lost, and counted; the number is logged before
+ * the next line that can be written. */
 void log_write(enum log_level level, const char *format, ...) __attribute__((format(printf, 2, 3)));
 
 #define log_error(...)   log_write(LOG_ERROR, __VA_ARGS__)

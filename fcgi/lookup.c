@@ -19,36 +19,60 @@
 #include "settings.h"
 #include "sql.h"
 #include "sqlstate.h"
+#include "state.h"
 
-/* Pauses between attempts to connect double from the first to the last. The last is short: requests
- * are to be served within a second of the database's return. */
+/* Pause between attempts to connect: doubles from PAUSE_MIN to PAUSE_MAX. The maximum is short
+ * because requests are to be served within a second of the database's return. */
 #define PAUSE_MIN (100 * USEC_PER_MS)
 #define PAUSE_MAX (500 * USEC_PER_MS)
-/* A connection that lasted this long worked: its end is a new event. */
+/* A connection that lasted this long has worked: its end is logged as a new event. */
 #define PROVEN_AGE (10 * USEC_PER_SEC)
-/* Where each instance has a schema of its own, the list of instances is read again when it may be
- * out of date, but not before this time, nor before so many times what reading it took, within the
- * longest pause: a new instance has to be served, and a deleted one to be unknown, in ten seconds.
- */
+/* Rereading of the list of instances, where each instance has a schema: a new instance is
+ * served, and a deleted one unknown, within ten seconds. The pause between two readings is
+ * INSTANCES_TIMES_TOOK times the duration of the last one, from INSTANCES_PAUSE to
+ * INSTANCES_PAUSE_MAX. */
 #define INSTANCES_PAUSE      (2 * USEC_PER_SEC)
 #define INSTANCES_PAUSE_MAX  (8 * USEC_PER_SEC)
 #define INSTANCES_TIMES_TOOK 50
-/* Divisor of --db-timeout: how long the list may take to be read again. */
+/* Divisor of --db-timeout: the time limit for rereading the list. */
 #define INSTANCES_SHARE 2
-/* How many schemas that cannot be asked are logged by name when the list was read. */
+/* Limit of the schemas that are logged by name when the list has been read and they cannot be
+ * asked. */
 #define FAULTS_LOGGED 10
 
 enum lookup_state {
-    LOOKUP_PAUSED,     /* no connection; the next attempt is due */
-    LOOKUP_CONNECTING, /* PQconnectPoll() */
-    LOOKUP_LAYOUT,     /* sql/layout.sql is under way */
-    LOOKUP_SESSION,    /* sql/session.sql is under way */
-    LOOKUP_INSTANCES,  /* sql/instances.sql is under way for the first time */
-    LOOKUP_PREPARING,  /* the statement number `prepared` is being prepared */
-    LOOKUP_READY,      /* nothing is under way */
-    LOOKUP_REREADING,  /* sql/instances.sql is under way again; a batch or a check follows */
-    LOOKUP_ASKING,     /* a batch is under way */
-    LOOKUP_CHECKING,   /* a check for changes is under way */
+    LOOKUP_STATE_PAUSED,     /* no connection; the next attempt is due */
+    LOOKUP_STATE_CONNECTING, /* PQconnectPoll() */
+    LOOKUP_STATE_LAYOUT,     /* sql/layout.sql is under way */
+    LOOKUP_STATE_SESSION,    /* sql/session.sql is under way */
+    LOOKUP_STATE_INSTANCES,  /* sql/instances.sql is under way for the first time */
+    LOOKUP_STATE_PREPARING,  /* the statement number `prepared` is being prepared */
+    LOOKUP_STATE_READY,      /* nothing is under way */
+    LOOKUP_STATE_REREADING,  /* sql/instances.sql is under way again; a batch or a check follows */
+    LOOKUP_STATE_ASKING,     /* a batch is under way */
+    LOOKUP_STATE_CHECKING,   /* a check for changes is under way */
+};
+
+static const unsigned lookup_sources[] = {
+    /* any other state: lookup_give_up() */
+    [LOOKUP_STATE_PAUSED] = ~STATE_SET(LOOKUP_STATE_PAUSED),
+    [LOOKUP_STATE_CONNECTING] = STATE_SET(LOOKUP_STATE_PAUSED),
+    [LOOKUP_STATE_LAYOUT] = STATE_SET(LOOKUP_STATE_CONNECTING),
+    /* not through a pooler */
+    [LOOKUP_STATE_SESSION] = STATE_SET(LOOKUP_STATE_LAYOUT),
+    /* where each instance has a schema */
+    [LOOKUP_STATE_INSTANCES] = STATE_SET(LOOKUP_STATE_LAYOUT) | STATE_SET(LOOKUP_STATE_SESSION),
+    /* not through a pooler; for each statement */
+    [LOOKUP_STATE_PREPARING] = STATE_SET(LOOKUP_STATE_SESSION) | STATE_SET(LOOKUP_STATE_INSTANCES) |
+                               STATE_SET(LOOKUP_STATE_PREPARING),
+    /* connected (from LAYOUT and INSTANCES through a pooler), or a batch or check is done */
+    [LOOKUP_STATE_READY] = STATE_SET(LOOKUP_STATE_LAYOUT) | STATE_SET(LOOKUP_STATE_INSTANCES) |
+                           STATE_SET(LOOKUP_STATE_PREPARING) | STATE_SET(LOOKUP_STATE_ASKING) |
+                           STATE_SET(LOOKUP_STATE_CHECKING),
+    /* where each instance has a schema */
+    [LOOKUP_STATE_REREADING] = STATE_SET(LOOKUP_STATE_READY),
+    [LOOKUP_STATE_ASKING] = STATE_SET(LOOKUP_STATE_READY) | STATE_SET(LOOKUP_STATE_REREADING),
+    [LOOKUP_STATE_CHECKING] = STATE_SET(LOOKUP_STATE_READY) | STATE_SET(LOOKUP_STATE_REREADING),
 };
 
 /* The statements, prepared unless a pooler is in between: one for each question, and the check for
@@ -67,10 +91,10 @@ struct lookup {
     struct conninfo_hosts hosts; /* of the next attempt */
     usec_t timeout;
     enum lookup_state state;
-    usec_t due;   /* of the state: the end of the pause, the timeout, or never */
+    usec_t due;   /* when the state ends: the end of the pause, the time-out, or USEC_NEVER */
     usec_t pause; /* before the next attempt */
     PGconn *connection;
-    uint32_t watched;    /* what epoll announces of its descriptor; 0: unknown */
+    uint32_t watched;    /* events that epoll announces for its descriptor; 0: unknown */
     usec_t connected_at; /* when it was ready for the first time; USEC_NEVER: not yet */
     bool served;         /* it has answered a batch */
     PGresult *result;    /* of the statement under way, or of the last batch */
@@ -78,8 +102,8 @@ struct lookup {
     struct settings settings; /* that the lookups need */
     bool pooled;         /* it leads to a pooler, which may give each transaction another session */
     int prepared;        /* statements prepared */
-    char trouble[300];   /* the last one that was logged: repetitions are not logged */
-    bool told_connected; /* likewise */
+    char trouble[300];   /* the last reason that was logged; repetitions are not */
+    bool told_connected; /* that the connection works was logged */
     struct batch_params params;
     enum session_question question; /* of the batch */
     size_t count;                   /* keys in it */
@@ -91,12 +115,13 @@ struct lookup {
 
     /* Where each instance has a schema of its own: */
     struct instances *instances;
-    usec_t instances_due;      /* when they may be read again */
-    usec_t instances_begun;    /* when reading them began */
-    bool instances_doubtful;   /* the database has changed since they were read */
-    bool instances_told;       /* that they could not be read again */
-    enum lookup_state follows; /* after LOOKUP_REREADING: LOOKUP_ASKING or LOOKUP_CHECKING */
-    struct pipeline *pipeline; /* runs the batch */
+    usec_t instances_due;    /* when they may be read again */
+    usec_t instances_begun;  /* when reading them began */
+    bool instances_doubtful; /* the database has changed since they were read */
+    bool instances_told;     /* that they cannot be read again was logged */
+    enum lookup_state
+        follows; /* after LOOKUP_STATE_REREADING: LOOKUP_STATE_ASKING or LOOKUP_STATE_CHECKING */
+    struct pipeline *pipeline;                         /* runs the batch */
     const struct session_key *keys[SESSION_BATCH_MAX]; /* of the batch */
 };
 
@@ -153,8 +178,10 @@ void lookup_free(struct lookup *lookup)
     free(lookup);
 }
 
-static void lookup_enter(struct lookup *lookup, enum lookup_state state, usec_t due)
+/* All transitions of lookup_state. */
+static void lookup_set_state(struct lookup *lookup, enum lookup_state state, usec_t due)
 {
+    state_check(lookup_sources, lookup->state, state);
     lookup->state = state;
     lookup->due = due;
 }
@@ -170,16 +197,16 @@ static void lookup_log_trouble(struct lookup *lookup, const char *trouble)
     lookup->told_connected = false;
 }
 
-/* Whether the connection has worked. One that answers no batch must not be replaced in quick
- * succession, nor each of its failures be logged. */
+/* Whether the connection has worked. One that has answered no batch must not be replaced without
+ * a pause, and its failures must not be logged one by one. */
 static bool lookup_is_proven(const struct lookup *lookup, usec_t now)
 {
     return lookup->served ||
            (lookup->connected_at != USEC_NEVER && now - lookup->connected_at >= PROVEN_AGE);
 }
 
-/* The pause before the next attempt, at random from its upper half: the workers that a database has
- * lost together must not come back together. */
+/* The pause before the next attempt: a random time from the upper half of the current pause, so
+ * that workers that lost the database together do not return together. */
 static usec_t lookup_next_pause(struct lookup *lookup)
 {
     usec_t half = lookup->pause / 2;
@@ -191,11 +218,11 @@ static usec_t lookup_next_pause(struct lookup *lookup)
     return half + random % half;
 }
 
-/* The one place where a connection ends: it is closed, and a new one is tried after a pause. */
+/* Ends a connection; nothing else does. A new one is tried after a pause. */
 static enum lookup_event __attribute__((format(printf, 3, 4)))
 lookup_give_up(struct lookup *lookup, usec_t now, const char *format, ...)
 {
-    bool waiting = lookup->state > LOOKUP_READY;
+    bool waiting = lookup->state > LOOKUP_STATE_READY;
     char trouble[sizeof lookup->trouble];
     va_list args;
 
@@ -209,11 +236,11 @@ lookup_give_up(struct lookup *lookup, usec_t now, const char *format, ...)
     lookup_disconnect(lookup);
     conninfo_free_hosts(&lookup->hosts);
     lookup_log_trouble(lookup, trouble);
-    lookup_enter(lookup, LOOKUP_PAUSED, now + lookup_next_pause(lookup));
-    return waiting ? LOOKUP_FAILED : LOOKUP_NOTHING;
+    lookup_set_state(lookup, LOOKUP_STATE_PAUSED, now + lookup_next_pause(lookup));
+    return waiting ? LOOKUP_EVENT_FAILED : LOOKUP_EVENT_NOTHING;
 }
 
-/* What libpq says of the connection: its first line. */
+/* Gives up with the first line of libpq's message about the connection. */
 static enum lookup_event lookup_give_up_connection(struct lookup *lookup, usec_t now)
 {
     const char *message = PQerrorMessage(lookup->connection);
@@ -233,13 +260,14 @@ static enum lookup_event lookup_give_up_statement(struct lookup *lookup, usec_t 
     return lookup_give_up(lookup, now, "%s", trouble);
 }
 
-/* The server does not answer: the next attempt leaves this host out, if there are others. */
+/* Gives up a server that does not answer. The next attempt leaves this host out if there are
+ * others. */
 static enum lookup_event lookup_give_up_silent(struct lookup *lookup, usec_t now)
 {
     struct conninfo_hosts others = conninfo_other_hosts(lookup->connection);
     enum lookup_event event;
 
-    if (lookup->state == LOOKUP_ASKING && lookup->layout.per_instance)
+    if (lookup->state == LOOKUP_STATE_ASKING && lookup->layout.per_instance)
         pipeline_blame(lookup->pipeline, now);
     event =
         lookup_give_up(lookup, now, "no answer within %d ms", (int)(lookup->timeout / USEC_PER_MS));
@@ -252,15 +280,15 @@ static bool lookup_watch_socket(struct lookup *lookup, uint32_t events)
     struct epoll_event event = {.events = events, .data.ptr = lookup};
     int fd = PQsocket(lookup->connection);
 
-    /* While it connects libpq may replace its descriptor at any time. */
-    if (lookup->state != LOOKUP_CONNECTING && lookup->watched == events)
+    /* libpq may replace the descriptor at any time while it connects. */
+    if (lookup->state != LOOKUP_STATE_CONNECTING && lookup->watched == events)
         return true;
     lookup->watched = events;
     return epoll_ctl(lookup->epoll_fd, EPOLL_CTL_MOD, fd, &event) == 0 ||
            (errno == ENOENT && epoll_ctl(lookup->epoll_fd, EPOLL_CTL_ADD, fd, &event) == 0);
 }
 
-/* Sends what is still to be sent. */
+/* Sends what libpq has queued. */
 static bool lookup_flush(struct lookup *lookup)
 {
     int left = PQflush(lookup->connection);
@@ -275,8 +303,8 @@ static bool lookup_succeeded(const struct lookup *lookup)
     return status == PGRES_TUPLES_OK || status == PGRES_COMMAND_OK;
 }
 
-/* Keeps a result instead of the one before it, which may be that of the settings; but the first
- * error is the one that says what is wrong. False if the connection cannot be used any more. */
+/* Keeps a result in place of the one before, which may be that of the settings. The first error
+ * stays, since it says what is wrong. False if the connection cannot be used any more. */
 static bool lookup_keep_result(struct lookup *lookup, PGresult *result)
 {
     bool usable = !sqlstate_is_copy(result);
@@ -302,7 +330,8 @@ static bool lookup_receive_statement(struct lookup *lookup, bool *complete)
     return true;
 }
 
-/* Of lookup_queue_transaction(): a NULL ends each statement, a synchronization the transaction. */
+/* Receives the results of lookup_queue_transaction(). NULL ends each statement,
+ * PGRES_PIPELINE_SYNC the transaction. */
 static bool lookup_receive_transaction(struct lookup *lookup, bool *complete)
 {
     bool between = false; /* the last result was the NULL between two statements */
@@ -322,7 +351,7 @@ static bool lookup_receive_transaction(struct lookup *lookup, bool *complete)
     return !*complete || PQexitPipelineMode(lookup->connection);
 }
 
-/* Reads what has arrived. False if the connection is lost; *complete if the statement is done. */
+/* Reads what has arrived. False if the connection is lost; *complete: the statement is done. */
 static bool lookup_receive(struct lookup *lookup, bool *complete)
 {
     *complete = false;
@@ -333,15 +362,15 @@ static bool lookup_receive(struct lookup *lookup, bool *complete)
     return lookup_receive_statement(lookup, complete);
 }
 
-/* A statement has been queued: into the state that waits for its result. */
-static enum lookup_event lookup_begin(
+/* Enters the state that waits for the statement that was queued. */
+static enum lookup_event lookup_begin_statement(
     struct lookup *lookup, enum lookup_state state, int queued, usec_t now)
 {
     lookup_forget_result(lookup);
-    lookup_enter(lookup, state, now + lookup->timeout);
+    lookup_set_state(lookup, state, now + lookup->timeout);
     if (!queued || !lookup_flush(lookup))
         return lookup_give_up_connection(lookup, now);
-    return LOOKUP_NOTHING;
+    return LOOKUP_EVENT_NOTHING;
 }
 
 static void lookup_ignore_notice(void *context, const PGresult *result)
@@ -355,26 +384,27 @@ static enum lookup_event lookup_begin_connecting(struct lookup *lookup, usec_t n
     struct conninfo_params params = conninfo_params(lookup->conninfo, &lookup->hosts);
 
     lookup->connection = PQconnectStartParams(params.keywords, params.values, 1);
-    lookup_enter(lookup, LOOKUP_CONNECTING, now + lookup->timeout);
+    lookup_set_state(lookup, LOOKUP_STATE_CONNECTING, now + lookup->timeout);
     if (!lookup->connection)
         return lookup_give_up(lookup, now, "out of memory");
     PQsetNoticeReceiver(lookup->connection, lookup_ignore_notice, NULL);
     if (PQstatus(lookup->connection) == CONNECTION_BAD || !lookup_watch_socket(lookup, EPOLLOUT))
         return lookup_give_up_connection(lookup, now);
-    return LOOKUP_NOTHING;
+    return LOOKUP_EVENT_NOTHING;
 }
 
 static enum lookup_event lookup_use_connection(struct lookup *lookup, usec_t now)
 {
     const char *encoding = PQparameterStatus(lookup->connection, "server_encoding");
 
-    /* In any other, some session ids could not even be asked about. */
+    /* In another encoding, some session ids could not be asked about. */
     if (!encoding || strcmp(encoding, "UTF8") != 0)
         return lookup_give_up(
             lookup, now, "its encoding is %s, not UTF8", encoding ? encoding : "unknown");
     if (PQsetnonblocking(lookup->connection, 1) != 0)
         return lookup_give_up_connection(lookup, now);
-    return lookup_begin(lookup, LOOKUP_LAYOUT, PQsendQuery(lookup->connection, sql_layout), now);
+    return lookup_begin_statement(
+        lookup, LOOKUP_STATE_LAYOUT, PQsendQuery(lookup->connection, sql_layout), now);
 }
 
 static enum lookup_event lookup_continue_connecting(struct lookup *lookup, usec_t now)
@@ -383,10 +413,10 @@ static enum lookup_event lookup_continue_connecting(struct lookup *lookup, usec_
     case PGRES_POLLING_OK:
         return lookup_use_connection(lookup, now);
     case PGRES_POLLING_READING:
-        return lookup_watch_socket(lookup, EPOLLIN) ? LOOKUP_NOTHING
+        return lookup_watch_socket(lookup, EPOLLIN) ? LOOKUP_EVENT_NOTHING
                                                     : lookup_give_up_connection(lookup, now);
     case PGRES_POLLING_WRITING:
-        return lookup_watch_socket(lookup, EPOLLOUT) ? LOOKUP_NOTHING
+        return lookup_watch_socket(lookup, EPOLLOUT) ? LOOKUP_EVENT_NOTHING
                                                      : lookup_give_up_connection(lookup, now);
     case PGRES_POLLING_FAILED:
     case PGRES_POLLING_ACTIVE:
@@ -423,14 +453,14 @@ static void lookup_log_instances(const struct lookup *lookup)
 
     log_info("database: connected, a schema for each instance (%s), %zu instances",
         instances_rule(lookup->instances), found.instances);
-    if (found.contracts_unindexed > 0)
+    if (found.claimed_unindexed > 0)
         log_warning("database: merchant_contract_terms has no index for the lookup in %zu schemas, "
                     "which is slow",
-            found.contracts_unindexed);
-    if (found.orders_unindexed > 0)
+            found.claimed_unindexed);
+    if (found.unclaimed_unindexed > 0)
         log_info("database: merchant_orders has no index for the lookup in %zu schemas, which is "
                  "slow; see sql/orders-index.sql",
-            found.orders_unindexed);
+            found.unclaimed_unindexed);
 }
 
 static void lookup_log_tables(const struct lookup *lookup)
@@ -438,10 +468,10 @@ static void lookup_log_tables(const struct lookup *lookup)
     const struct layout_tables *tables = &lookup->layout.tables;
 
     log_info("database: connected, schema %s, unclaimed orders %s", lookup->layout.schema,
-        tables->has_order_session ? "can be found" : "can't be found by session (layout of 2022)");
-    if (!tables->contracts_indexed)
+        tables->finds_unclaimed ? "can be found" : "can't be found by session (layout of 2022)");
+    if (!tables->claimed_indexed)
         log_warning("database: merchant_contract_terms has no index for the lookup, which is slow");
-    if (tables->has_order_session && !tables->orders_indexed)
+    if (tables->finds_unclaimed && !tables->unclaimed_indexed)
         log_info("database: merchant_orders has no index for the lookup, which is slow; see "
                  "sql/orders-index.sql");
 }
@@ -462,8 +492,8 @@ static void lookup_log_connected(struct lookup *lookup)
 
 static enum lookup_event lookup_end_batch(struct lookup *lookup)
 {
-    lookup_enter(lookup, LOOKUP_READY, USEC_NEVER);
-    return LOOKUP_ANSWERED;
+    lookup_set_state(lookup, LOOKUP_STATE_READY, USEC_NEVER);
+    return LOOKUP_EVENT_ANSWERED;
 }
 
 static enum lookup_event lookup_read_batch(struct lookup *lookup, usec_t now)
@@ -472,7 +502,7 @@ static enum lookup_event lookup_read_batch(struct lookup *lookup, usec_t now)
     enum batch_result result = batch_read(lookup->result, lookup->answers, NULL, lookup->count,
         everything ? SESSION_NO_INSTANCE : SESSION_UNKNOWN);
 
-    if (result != BATCH_READ)
+    if (result != BATCH_RESULT_READ)
         return lookup_give_up(lookup, now, "%s", batch_trouble(result));
     lookup->served = true;
     return lookup_end_batch(lookup);
@@ -483,8 +513,7 @@ static bool lookup_has_changed(const struct lookup *lookup, usec_t now)
 {
     if (!lookup->version_as)
         return true;
-    /* A pooler may have several servers, of which one may know less than the one that was checked.
-     */
+    /* A pooler may have several servers, one of which may be behind the one that was checked. */
     if (lookup->pooled || !lookup->layout.tables.tracked ||
         (lookup->layout.per_instance && !instances_tracked(lookup->instances)))
         return now - lookup->version_at >= LOOKUP_UNTRACKED_INTERVAL;
@@ -504,8 +533,8 @@ static enum lookup_event lookup_read_check(struct lookup *lookup, usec_t now)
     PQclear(lookup->version_as);
     lookup->version_as = lookup->result;
     lookup->result = NULL;
-    lookup_enter(lookup, LOOKUP_READY, USEC_NEVER);
-    return LOOKUP_CHECKED;
+    lookup_set_state(lookup, LOOKUP_STATE_READY, USEC_NEVER);
+    return LOOKUP_EVENT_CHECKED;
 }
 
 static const char *lookup_text(const struct lookup *lookup, int statement)
@@ -524,33 +553,27 @@ static enum lookup_event lookup_become_ready(struct lookup *lookup, usec_t now)
 {
     lookup->connected_at = now;
     lookup_log_connected(lookup);
-    lookup_enter(lookup, LOOKUP_READY, USEC_NEVER);
-    return LOOKUP_NOTHING;
+    lookup_set_state(lookup, LOOKUP_STATE_READY, USEC_NEVER);
+    return LOOKUP_EVENT_NOTHING;
 }
 
 /* Prepares the next statement. Through a pooler there is nothing to prepare: the next transaction
  * may run in another session. */
-static enum lookup_event lookup_prepare(struct lookup *lookup, usec_t now)
+static enum lookup_event lookup_prepare_next(struct lookup *lookup, usec_t now)
 {
     int statement = lookup->prepared;
 
     if (lookup->pooled || statement == STATEMENTS)
         return lookup_become_ready(lookup, now);
-    return lookup_begin(lookup, LOOKUP_PREPARING,
+    return lookup_begin_statement(lookup, LOOKUP_STATE_PREPARING,
         PQsendPrepare(
             lookup->connection, lookup_names[statement], lookup_text(lookup, statement), 0, NULL),
         now);
 }
 
-static enum lookup_event lookup_use_prepared(struct lookup *lookup, usec_t now)
-{
-    lookup->prepared++;
-    return lookup_prepare(lookup, now);
-}
-
 /* Queues settings and statement as one transaction. It is an implicit one, which ends at the
- * synchronization: poolers that allow but one statement a transaction refuse BEGIN. params: NULL
- * if the statement has none; it then returns text. */
+ * synchronization, since poolers in statement mode refuse BEGIN. params NULL: the statement has
+ * none, and returns text. */
 static bool lookup_queue_transaction(struct lookup *lookup, const struct settings *settings,
     const char *text, const struct batch_params *params)
 {
@@ -567,7 +590,8 @@ static bool lookup_queue_transaction(struct lookup *lookup, const struct setting
 }
 
 /* Queues one of the statements. */
-static bool lookup_queue(struct lookup *lookup, int statement, const struct batch_params *params)
+static bool lookup_queue_statement(
+    struct lookup *lookup, int statement, const struct batch_params *params)
 {
     PGconn *connection = lookup->connection;
 
@@ -589,14 +613,14 @@ static enum lookup_event lookup_read_instances(
     int ms = (int)(lookup->timeout / USEC_PER_MS);
     struct settings settings = lookup->settings;
 
-    settings.statement_ms = state == LOOKUP_REREADING ? ms / INSTANCES_SHARE : ms;
+    settings.statement_ms = state == LOOKUP_STATE_REREADING ? ms / INSTANCES_SHARE : ms;
     lookup->instances_begun = now;
     lookup->instances_doubtful = false;
-    return lookup_begin(
+    return lookup_begin_statement(
         lookup, state, lookup_queue_transaction(lookup, &settings, sql_instances, NULL), now);
 }
 
-/* The list has been read, or not. */
+/* Sets when the list is due again, after an attempt to read it. */
 static void lookup_pause_instances(struct lookup *lookup, usec_t now)
 {
     usec_t pause = (now - lookup->instances_begun) * INSTANCES_TIMES_TOOK;
@@ -604,7 +628,7 @@ static void lookup_pause_instances(struct lookup *lookup, usec_t now)
     lookup->instances_due = now + usec_min(usec_max(pause, INSTANCES_PAUSE), INSTANCES_PAUSE_MAX);
 }
 
-/* Takes the list of instances over. False if none can be served. */
+/* Takes over the list that has been read. False if no instance can be served. */
 static bool lookup_use_instances(struct lookup *lookup, usec_t now)
 {
     PGresult *rows = lookup->result;
@@ -614,7 +638,7 @@ static bool lookup_use_instances(struct lookup *lookup, usec_t now)
     lookup_pause_instances(lookup, now);
     if (!instances_read(lookup->instances, rows, &gone))
         return false;
-    /* Who waits for an instance that has gone has to be asked about once more. */
+    /* Requests that wait for an instance that is gone have to be looked up again. */
     if (gone)
         lookup->version++;
     lookup->instances_told = false;
@@ -626,26 +650,26 @@ static enum lookup_event lookup_use_first_instances(struct lookup *lookup, usec_
 {
     if (!lookup_use_instances(lookup, now))
         return lookup_give_up(lookup, now, "%s", instances_problem(lookup->instances));
-    /* The others are prepared for each schema, when it is first asked. */
+    /* The other statements are prepared for each schema when it is first asked. */
     lookup->prepared = STATEMENT_CHANGES;
-    return lookup_prepare(lookup, now);
+    return lookup_prepare_next(lookup, now);
 }
 
-/* Whether the list has to be read before a batch or a check: the database has changed since then,
- * or nobody has checked. */
+/* Whether the list has to be read before a batch or a check: the database has changed since, or
+ * was not checked lately. */
 static bool lookup_rereads_instances(const struct lookup *lookup, usec_t now)
 {
     return lookup->layout.per_instance && now >= lookup->instances_due &&
            (lookup->instances_doubtful || now - lookup->checked_at >= INSTANCES_PAUSE);
 }
 
-/* What the pipeline has done, and what follows. */
+/* Handles the result of the pipeline. */
 static enum lookup_event lookup_use_pipeline(
     struct lookup *lookup, enum pipeline_result result, usec_t now)
 {
     switch (result) {
     case PIPELINE_BUSY:
-        return LOOKUP_NOTHING;
+        return LOOKUP_EVENT_NOTHING;
     case PIPELINE_DONE:
         return lookup_end_batch(lookup);
     case PIPELINE_NO_MEMORY:
@@ -660,7 +684,7 @@ static enum lookup_event lookup_send_pipeline(struct lookup *lookup, usec_t now)
 {
     enum pipeline_result result;
 
-    lookup_enter(lookup, LOOKUP_ASKING, now + lookup->timeout);
+    lookup_set_state(lookup, LOOKUP_STATE_ASKING, now + lookup->timeout);
     result = pipeline_send(lookup->pipeline, lookup->connection,
         lookup->pooled ? &lookup->settings : NULL, lookup->question, lookup->keys, lookup->count,
         lookup->answers, now);
@@ -681,24 +705,24 @@ static enum lookup_event lookup_continue_pipeline(struct lookup *lookup, usec_t 
 
 static enum lookup_event lookup_send_check(struct lookup *lookup, usec_t now)
 {
-    return lookup_begin(
-        lookup, LOOKUP_CHECKING, lookup_queue(lookup, STATEMENT_CHANGES, NULL), now);
+    return lookup_begin_statement(lookup, LOOKUP_STATE_CHECKING,
+        lookup_queue_statement(lookup, STATEMENT_CHANGES, NULL), now);
 }
 
-/* What the list was read for. */
+/* Sends the batch or check for which the list was read. */
 static enum lookup_event lookup_send_following(struct lookup *lookup, usec_t now)
 {
-    return lookup->follows == LOOKUP_CHECKING ? lookup_send_check(lookup, now)
-                                              : lookup_send_pipeline(lookup, now);
+    return lookup->follows == LOOKUP_STATE_CHECKING ? lookup_send_check(lookup, now)
+                                                    : lookup_send_pipeline(lookup, now);
 }
 
-/* Sends a batch or a check; before it the list of instances is read again where it has to be. */
+/* Sends a batch or a check; rereads the list of instances first if that is due. */
 static enum lookup_event lookup_send_with_list(
     struct lookup *lookup, enum lookup_state follows, usec_t now)
 {
     lookup->follows = follows;
     return lookup_rereads_instances(lookup, now)
-               ? lookup_read_instances(lookup, LOOKUP_REREADING, now)
+               ? lookup_read_instances(lookup, LOOKUP_STATE_REREADING, now)
                : lookup_send_following(lookup, now);
 }
 
@@ -709,7 +733,7 @@ static enum lookup_event lookup_use_new_instances(struct lookup *lookup, usec_t 
     return lookup_send_following(lookup, now);
 }
 
-/* The list could not be read again: the one before serves for another while. */
+/* Keeps the old list after rereading it has failed. */
 static enum lookup_event lookup_keep_instances(struct lookup *lookup, usec_t now)
 {
     char why[sizeof lookup->trouble];
@@ -725,13 +749,13 @@ static enum lookup_event lookup_keep_instances(struct lookup *lookup, usec_t now
     return lookup_send_following(lookup, now);
 }
 
-/* The session has its settings, or each transaction makes its own. */
+/* Goes on after the settings were made, or where each transaction makes its own. */
 static enum lookup_event lookup_use_settings(struct lookup *lookup, usec_t now)
 {
     lookup->prepared = 0;
     if (!lookup->layout.per_instance)
-        return lookup_prepare(lookup, now);
-    return lookup_read_instances(lookup, LOOKUP_INSTANCES, now);
+        return lookup_prepare_next(lookup, now);
+    return lookup_read_instances(lookup, LOOKUP_STATE_INSTANCES, now);
 }
 
 static enum lookup_event lookup_use_layout(struct lookup *lookup, usec_t now)
@@ -741,74 +765,75 @@ static enum lookup_event lookup_use_layout(struct lookup *lookup, usec_t now)
 
     if (!layout_read(lookup->result, layout))
         return lookup_give_up(lookup, now, "%s", layout->problem);
-    /* No schema may hold up the others for long. */
+    /* A schema must not delay the others for long. */
     lookup->settings = (struct settings){
         .schema = layout->schema,
         .statement_ms = layout->per_instance ? ms / PIPELINE_STATEMENT_SHARE : ms,
         .lock_ms = layout->per_instance ? ms / PIPELINE_LOCK_SHARE + 1 : 0,
     };
-    /* A pooler makes up the process id that it tells its clients. */
+    /* The process id that a pooler tells its clients is made up. */
     lookup->pooled = layout->backend != PQbackendPID(lookup->connection);
     if (lookup->pooled)
         return lookup_use_settings(lookup, now);
-    return lookup_begin(lookup, LOOKUP_SESSION,
+    return lookup_begin_statement(lookup, LOOKUP_STATE_SESSION,
         settings_send(lookup->connection, &lookup->settings, SETTINGS_OF_SESSION), now);
 }
 
 /* ---- Steps ---- */
 
-/* The statement under way has succeeded. */
-static enum lookup_event lookup_advance(struct lookup *lookup, usec_t now)
+/* Handles the success of the statement under way. */
+static enum lookup_event lookup_use_result(struct lookup *lookup, usec_t now)
 {
     switch (lookup->state) {
-    case LOOKUP_LAYOUT:
+    case LOOKUP_STATE_LAYOUT:
         return lookup_use_layout(lookup, now);
-    case LOOKUP_SESSION:
+    case LOOKUP_STATE_SESSION:
         return lookup_use_settings(lookup, now);
-    case LOOKUP_INSTANCES:
+    case LOOKUP_STATE_INSTANCES:
         return lookup_use_first_instances(lookup, now);
-    case LOOKUP_REREADING:
+    case LOOKUP_STATE_REREADING:
         return lookup_use_new_instances(lookup, now);
-    case LOOKUP_PREPARING:
-        return lookup_use_prepared(lookup, now);
-    case LOOKUP_ASKING:
+    case LOOKUP_STATE_PREPARING:
+        lookup->prepared++;
+        return lookup_prepare_next(lookup, now);
+    case LOOKUP_STATE_ASKING:
         return lookup_read_batch(lookup, now);
-    case LOOKUP_CHECKING:
+    case LOOKUP_STATE_CHECKING:
         return lookup_read_check(lookup, now);
-    case LOOKUP_PAUSED:
-    case LOOKUP_CONNECTING:
-    case LOOKUP_READY:
+    case LOOKUP_STATE_PAUSED:
+    case LOOKUP_STATE_CONNECTING:
+    case LOOKUP_STATE_READY:
         break;
     }
-    return LOOKUP_NOTHING;
+    return LOOKUP_EVENT_NOTHING;
 }
 
 static enum lookup_event lookup_continue_statement(struct lookup *lookup, usec_t now)
 {
     bool complete;
 
-    if (lookup->state == LOOKUP_ASKING && lookup->layout.per_instance)
+    if (lookup->state == LOOKUP_STATE_ASKING && lookup->layout.per_instance)
         return lookup_continue_pipeline(lookup, now);
     if (!lookup_receive(lookup, &complete) || PQstatus(lookup->connection) == CONNECTION_BAD)
         return lookup_give_up_statement(lookup, now);
-    if (!complete || lookup->state == LOOKUP_READY)
-        return LOOKUP_NOTHING;
+    if (!complete || lookup->state == LOOKUP_STATE_READY)
+        return LOOKUP_EVENT_NOTHING;
     if (!lookup_succeeded(lookup))
-        return lookup->state == LOOKUP_REREADING ? lookup_keep_instances(lookup, now)
-                                                 : lookup_give_up_statement(lookup, now);
-    return lookup_advance(lookup, now);
+        return lookup->state == LOOKUP_STATE_REREADING ? lookup_keep_instances(lookup, now)
+                                                       : lookup_give_up_statement(lookup, now);
+    return lookup_use_result(lookup, now);
 }
 
 enum lookup_event lookup_step(struct lookup *lookup, bool announced, usec_t now)
 {
-    enum lookup_event event = LOOKUP_NOTHING;
+    enum lookup_event event = LOOKUP_EVENT_NOTHING;
 
-    if (lookup->state == LOOKUP_PAUSED)
-        return now >= lookup->due ? lookup_begin_connecting(lookup, now) : LOOKUP_NOTHING;
+    if (lookup->state == LOOKUP_STATE_PAUSED)
+        return now >= lookup->due ? lookup_begin_connecting(lookup, now) : LOOKUP_EVENT_NOTHING;
     if (announced)
-        event = lookup->state == LOOKUP_CONNECTING ? lookup_continue_connecting(lookup, now)
-                                                   : lookup_continue_statement(lookup, now);
-    if (event != LOOKUP_NOTHING || lookup->state == LOOKUP_PAUSED || now < lookup->due)
+        event = lookup->state == LOOKUP_STATE_CONNECTING ? lookup_continue_connecting(lookup, now)
+                                                         : lookup_continue_statement(lookup, now);
+    if (event != LOOKUP_EVENT_NOTHING || lookup->state == LOOKUP_STATE_PAUSED || now < lookup->due)
         return event;
     return lookup_give_up_silent(lookup, now);
 }
@@ -820,32 +845,27 @@ usec_t lookup_due(const struct lookup *lookup)
 
 bool lookup_ready(const struct lookup *lookup)
 {
-    return lookup->state == LOOKUP_READY;
+    return lookup->state == LOOKUP_STATE_READY;
 }
 
 bool lookup_away(const struct lookup *lookup)
 {
-    return lookup->state < LOOKUP_READY;
+    return lookup->state < LOOKUP_STATE_READY;
 }
 
-static bool lookup_put_keys(
-    struct lookup *lookup, const struct session_key *const keys[], size_t count)
-{
-    batch_params_start(&lookup->params, count);
-    for (size_t i = 0; i < count; i++)
-        batch_params_add(&lookup->params, keys[i]);
-    return batch_params_finish(&lookup->params);
-}
-
-/* A batch where all instances share the tables. */
+/* Sends a batch where all instances share the tables. */
 static enum lookup_event lookup_send_statement(
     struct lookup *lookup, const struct session_key *const keys[], usec_t now)
 {
-    lookup_enter(lookup, LOOKUP_ASKING, now + lookup->timeout);
-    if (!lookup_put_keys(lookup, keys, lookup->count))
+    batch_params_start(&lookup->params, lookup->count);
+    for (size_t i = 0; i < lookup->count; i++)
+        batch_params_add(&lookup->params, keys[i]);
+    if (!batch_params_finish(&lookup->params)) {
+        lookup_set_state(lookup, LOOKUP_STATE_ASKING, now); /* so that it is the batch that fails */
         return lookup_give_up(lookup, now, "out of memory");
-    return lookup_begin(
-        lookup, LOOKUP_ASKING, lookup_queue(lookup, (int)lookup->question, &lookup->params), now);
+    }
+    return lookup_begin_statement(lookup, LOOKUP_STATE_ASKING,
+        lookup_queue_statement(lookup, (int)lookup->question, &lookup->params), now);
 }
 
 enum lookup_event lookup_send(struct lookup *lookup, enum session_question question,
@@ -856,7 +876,7 @@ enum lookup_event lookup_send(struct lookup *lookup, enum session_question quest
     if (!lookup->layout.per_instance)
         return lookup_send_statement(lookup, keys, now);
     memcpy(lookup->keys, keys, count * sizeof *keys);
-    return lookup_send_with_list(lookup, LOOKUP_ASKING, now);
+    return lookup_send_with_list(lookup, LOOKUP_STATE_ASKING, now);
 }
 
 const struct session_answer *lookup_answers(const struct lookup *lookup)
@@ -866,7 +886,7 @@ const struct session_answer *lookup_answers(const struct lookup *lookup)
 
 enum lookup_event lookup_check_changes(struct lookup *lookup, usec_t now)
 {
-    return lookup_send_with_list(lookup, LOOKUP_CHECKING, now);
+    return lookup_send_with_list(lookup, LOOKUP_STATE_CHECKING, now);
 }
 
 uint64_t lookup_version(const struct lookup *lookup)

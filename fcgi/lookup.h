@@ -19,15 +19,16 @@ struct instances;
 struct layout;
 struct settings;
 
-/* Where changes cannot be detected, lookup_version() counts on at this interval. */
+/* Interval at which lookup_version() counts on where changes cannot be detected. */
 #define LOOKUP_UNTRACKED_INTERVAL (250 * USEC_PER_MS)
 
 /* The result of a step. */
 enum lookup_event {
-    LOOKUP_NOTHING,
-    LOOKUP_ANSWERED, /* the batch has its answers: lookup_answers() */
-    LOOKUP_CHECKED,  /* the check for changes has its result: lookup_version() */
-    LOOKUP_FAILED,   /* the batch or check under way has no answer; the connection is replaced */
+    LOOKUP_EVENT_NOTHING,
+    LOOKUP_EVENT_ANSWERED, /* the batch has its answers: lookup_answers() */
+    LOOKUP_EVENT_CHECKED,  /* the check for changes has its result: lookup_version() */
+    LOOKUP_EVENT_FAILED,   /* the batch or check under way has no answer; the connection is replaced
+                            */
 };
 
 /*
@@ -43,7 +44,7 @@ struct lookup *lookup_new(
 /* Closes the connection and frees everything. */
 void lookup_free(struct lookup *lookup);
 
-/* Continues as far as possible without waiting. To be called when epoll has announced the
+/* Continues as far as possible without blocking. Call it when epoll has announced the
  * descriptor, and at lookup_due(). */
 enum lookup_event lookup_step(struct lookup *lookup, bool announced, usec_t now);
 
@@ -57,17 +58,17 @@ bool lookup_ready(const struct lookup *lookup);
 bool lookup_away(const struct lookup *lookup);
 
 /* Sends a batch of 1 to SESSION_BATCH_MAX keys, which live until the batch has its answers or has
- * failed; lookup_ready() was true. LOOKUP_NOTHING, LOOKUP_FAILED, or LOOKUP_ANSWERED if the
- * database does not have to be asked. */
+ * failed; lookup_ready() was true. LOOKUP_EVENT_NOTHING, LOOKUP_EVENT_FAILED, or
+ * LOOKUP_EVENT_ANSWERED if the database does not have to be asked. */
 enum lookup_event lookup_send(struct lookup *lookup, enum session_question question,
     const struct session_key *const keys[], size_t count, usec_t now);
 
-/* The answers to the batch that LOOKUP_ANSWERED was about, in the order of its keys. Their texts
+/* The answers to the batch, after LOOKUP_EVENT_ANSWERED, in the order of its keys. Their texts
  * live until the next lookup_step(), lookup_send() or lookup_check_changes(). */
 const struct session_answer *lookup_answers(const struct lookup *lookup);
 
 /* Sends the check whether anything was committed since the last check; lookup_ready() was true.
- * LOOKUP_NOTHING, or LOOKUP_FAILED. LOOKUP_CHECKED follows. */
+ * LOOKUP_EVENT_NOTHING, or LOOKUP_EVENT_FAILED. LOOKUP_EVENT_CHECKED follows. */
 enum lookup_event lookup_check_changes(struct lookup *lookup, usec_t now);
 
 /*
@@ -79,8 +80,8 @@ enum lookup_event lookup_check_changes(struct lookup *lookup, usec_t now);
  */
 uint64_t lookup_version(const struct lookup *lookup);
 
-/* For --check. Why the last connection or attempt failed, as the log has it; "" if none has. It
- * belongs to the lookup, as the following do. */
+/* For --check. The reason why the last connection or attempt failed, as in the log; "" if none
+ * has. It belongs to the lookup, as do the following. */
 const char *lookup_trouble(const struct lookup *lookup);
 
 /* For --check. The settings that the lookups need. */
@@ -89,7 +90,7 @@ const struct settings *lookup_settings(const struct lookup *lookup);
 /* For --check. Whether the connection leads through a pooler. */
 bool lookup_pooled(const struct lookup *lookup);
 
-/* For --check. What was found of the tables; true of them if not lookup_away(). */
+/* For --check. The layout that was found; valid if not lookup_away(). */
 const struct layout *lookup_layout(const struct lookup *lookup);
 
 /* For --check. The instances and their schemas, where each has one of its own. */

@@ -14,11 +14,8 @@
 #include "pool.h"
 #include "worker.h"
 
-/*
- * A lone process on a socket that it was given is one of many that a manager (mod_fcgid) starts and
- * ends on demand. That it has started is no news there, and would fill the web server's log: it
- * says only what is wrong.
- */
+/* A process without a pool, on an inherited socket, is one of many that a manager (mod_fcgid)
+ * starts and ends on demand. Logging each start would fill the web server's log. */
 static enum log_level main_log_level(const struct options *options)
 {
     if (options->verbose)
@@ -38,7 +35,7 @@ static void main_raise_descriptor_limit(void)
         log_warning("cannot raise the limit on open files");
 }
 
-/* A pool without processes: its only slot is this one. */
+/* A pool without processes: this process is its only slot. */
 static int main_serve_alone(const struct options *options, int listen_fd)
 {
     struct metrics *metrics = metrics_new(1);
@@ -56,7 +53,7 @@ static int main_serve_alone(const struct options *options, int listen_fd)
 
 static int main_serve(const struct options *options, int listen_fd)
 {
-    /* A web server that has gone away is an error of write(), no more. */
+    /* Writing to a web server that is gone fails with EPIPE instead of killing the process. */
     signal(SIGPIPE, SIG_IGN);
     main_raise_descriptor_limit();
     return options->workers > 0 ? pool_run(options, listen_fd)
@@ -86,7 +83,7 @@ static int main_inherit_and_serve(const struct options *options)
     return EX_USAGE;
 }
 
-/* What root may do, a flaw could do too. */
+/* A flaw could do whatever root may. */
 static int main_refuse_root(void)
 {
     fputs(

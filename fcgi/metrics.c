@@ -12,20 +12,21 @@
 #include "version.h"
 
 #define METRICS_PREFIX "merchant_sessions_"
-/* Changes of the database whose times are kept. */
+/* How many changes of the database the time is kept of. */
 #define METRICS_CHANGES 256
-/* Upper limits of the buckets of a histogram, at most. */
+/* Limit of the number of upper limits of a histogram's buckets. */
 #define METRICS_LIMITS 16
 
-/* A cell is written by one process, and read by all: a reader must never see half of a number. */
+/* One process writes a cell, all read it. A reader must never see half a number. */
 typedef _Atomic uint64_t metrics_cell;
 static_assert(ATOMIC_LLONG_LOCK_FREE == 2, "processes can share only atomics without locks");
 
 enum metrics_histogram {
-    METRICS_KEYS,                                          /* by question */
-    METRICS_BATCH = METRICS_KEYS + QUESTION_PAYMENT + 1,   /* by question */
-    METRICS_ANSWER = METRICS_BATCH + QUESTION_PAYMENT + 1, /* at once, and after a wait */
-    METRICS_PAYMENT = METRICS_ANSWER + 2,
+    METRICS_HISTOGRAM_KEYS,                                                  /* by question */
+    METRICS_HISTOGRAM_BATCH = METRICS_HISTOGRAM_KEYS + QUESTION_PAYMENT + 1, /* by question */
+    METRICS_HISTOGRAM_ANSWER =
+        METRICS_HISTOGRAM_BATCH + QUESTION_PAYMENT + 1, /* at once, and after a wait */
+    METRICS_HISTOGRAM_PAYMENT = METRICS_HISTOGRAM_ANSWER + 2,
     METRICS_HISTOGRAMS,
 };
 
@@ -37,35 +38,35 @@ enum metrics_histogram {
 /* The cells of a block. */
 enum metrics_place {
     /* Gauges. */
-    METRICS_WORKERS,
-    METRICS_WAITING,
-    METRICS_WAITING_LIMIT,
-    METRICS_CONNECTIONS,
-    METRICS_DATABASE_UP,
+    METRICS_PLACE_WORKERS,
+    METRICS_PLACE_WAITING,
+    METRICS_PLACE_WAITING_LIMIT,
+    METRICS_PLACE_CONNECTIONS,
+    METRICS_PLACE_DATABASE_UP,
     /* Counters. */
-    METRICS_RECONNECTS,
-    METRICS_UNANSWERED,
-    METRICS_ANSWERS, /* by kind of reply */
-    METRICS_HISTOGRAM = METRICS_ANSWERS + REPLY_KINDS,
-    METRICS_CELLS = METRICS_HISTOGRAM + METRICS_HISTOGRAMS * METRICS_HISTOGRAM_CELLS,
+    METRICS_PLACE_RECONNECTS,
+    METRICS_PLACE_UNANSWERED,
+    METRICS_PLACE_ANSWERS, /* by kind of reply */
+    METRICS_PLACE_HISTOGRAM = METRICS_PLACE_ANSWERS + REPLY_KINDS,
+    METRICS_CELLS = METRICS_PLACE_HISTOGRAM + METRICS_HISTOGRAMS * METRICS_HISTOGRAM_CELLS,
 };
-#define METRICS_GAUGES METRICS_RECONNECTS
+#define METRICS_GAUGES METRICS_PLACE_RECONNECTS
 
-/* No two processes write the same line of the cache. */
+/* Aligned, so that no two processes write the same cache line. */
 struct metrics_block {
     alignas(64) metrics_cell cells[METRICS_CELLS];
 };
 
 struct metrics_shared {
-    metrics_cell ends[METRICS_STOPPED + 1]; /* of workers, by reason; the pool writes them */
-    struct metrics_block blocks[];          /* one a slot */
+    metrics_cell ends[METRICS_END_STOPPED + 1]; /* of workers, by reason; the pool writes them */
+    struct metrics_block blocks[];              /* one a slot */
 };
 
 /* What this worker knows of its database connection. */
 enum metrics_database {
-    METRICS_NEVER_UP, /* there was none yet */
-    METRICS_UP,
-    METRICS_LOST, /* there was one */
+    METRICS_DATABASE_NEVER_UP, /* there was none yet */
+    METRICS_DATABASE_UP,
+    METRICS_DATABASE_LOST, /* there was one */
 };
 
 struct metrics {
@@ -118,7 +119,7 @@ static uint64_t metrics_get(const metrics_cell *cell)
     return atomic_load_explicit(cell, memory_order_relaxed);
 }
 
-/* Not one atomic step, which would cost more: nobody else writes this cell. */
+/* Load and store are apart, which is cheaper: no other process writes this cell. */
 static void metrics_add(metrics_cell *cell, uint64_t number)
 {
     metrics_set(cell, metrics_get(cell) + number);
@@ -127,7 +128,7 @@ static void metrics_add(metrics_cell *cell, uint64_t number)
 void metrics_enter(struct metrics *metrics, size_t slot)
 {
     metrics->own = metrics->shared->blocks[slot].cells;
-    metrics_set(&metrics->own[METRICS_WORKERS], 1);
+    metrics_set(&metrics->own[METRICS_PLACE_WORKERS], 1);
 }
 
 void metrics_leave(struct metrics *metrics, size_t slot, enum metrics_end end)
@@ -139,12 +140,12 @@ void metrics_leave(struct metrics *metrics, size_t slot, enum metrics_end end)
 
 void metrics_count_answer(struct metrics *metrics, enum reply_kind kind)
 {
-    metrics_add(&metrics->own[METRICS_ANSWERS + kind], 1);
+    metrics_add(&metrics->own[METRICS_PLACE_ANSWERS + kind], 1);
 }
 
 void metrics_count_unanswered(struct metrics *metrics)
 {
-    metrics_add(&metrics->own[METRICS_UNANSWERED], 1);
+    metrics_add(&metrics->own[METRICS_PLACE_UNANSWERED], 1);
 }
 
 /* A number belongs into the first bucket whose limit it does not exceed. */
@@ -157,10 +158,10 @@ static const uint32_t metrics_time_limits[METRICS_LIMITS] = {500, 1000, 2500, 50
 /* The place of the first cell of a histogram. */
 static int metrics_histogram_place(enum metrics_histogram histogram)
 {
-    return METRICS_HISTOGRAM + (int)histogram * METRICS_HISTOGRAM_CELLS;
+    return METRICS_PLACE_HISTOGRAM + (int)histogram * METRICS_HISTOGRAM_CELLS;
 }
 
-/* 0 ends a list of limits that is shorter than it may be. */
+/* 0 ends a list of limits that is not full. */
 static void metrics_observe(struct metrics *metrics, enum metrics_histogram histogram,
     const uint32_t limits[METRICS_LIMITS], uint64_t number)
 {
@@ -181,14 +182,14 @@ static void metrics_observe_time(
 
 void metrics_observe_answer(struct metrics *metrics, bool waited, usec_t took)
 {
-    metrics_observe_time(metrics, METRICS_ANSWER + waited, took);
+    metrics_observe_time(metrics, METRICS_HISTOGRAM_ANSWER + waited, took);
 }
 
 void metrics_observe_batch(
     struct metrics *metrics, enum session_question question, size_t keys, usec_t took)
 {
-    metrics_observe(metrics, METRICS_KEYS + question, metrics_key_limits, keys);
-    metrics_observe_time(metrics, METRICS_BATCH + question, took);
+    metrics_observe(metrics, METRICS_HISTOGRAM_KEYS + question, metrics_key_limits, keys);
+    metrics_observe_time(metrics, METRICS_HISTOGRAM_BATCH + question, took);
 }
 
 void metrics_note_version(struct metrics *metrics, uint64_t version, usec_t now)
@@ -207,42 +208,42 @@ void metrics_observe_payment(struct metrics *metrics, uint64_t unpaid_version, u
         return;
     if (changes > METRICS_CHANGES)
         changes = METRICS_CHANGES;
-    metrics_observe_time(metrics, METRICS_PAYMENT,
+    metrics_observe_time(metrics, METRICS_HISTOGRAM_PAYMENT,
         now - metrics->changes[(metrics->version - changes + 1) % METRICS_CHANGES]);
 }
 
-/* The one place where the state of the database connection changes. */
+/* All transitions of metrics_database. */
 static void metrics_set_database(struct metrics *metrics, bool up)
 {
     switch (metrics->database) {
-    case METRICS_NEVER_UP:
+    case METRICS_DATABASE_NEVER_UP:
         if (up)
-            metrics->database = METRICS_UP;
+            metrics->database = METRICS_DATABASE_UP;
         break;
-    case METRICS_UP:
+    case METRICS_DATABASE_UP:
         if (!up)
-            metrics->database = METRICS_LOST;
+            metrics->database = METRICS_DATABASE_LOST;
         break;
-    case METRICS_LOST:
+    case METRICS_DATABASE_LOST:
         if (!up)
             break;
-        metrics->database = METRICS_UP;
-        metrics_add(&metrics->own[METRICS_RECONNECTS], 1);
+        metrics->database = METRICS_DATABASE_UP;
+        metrics_add(&metrics->own[METRICS_PLACE_RECONNECTS], 1);
         break;
     }
-    metrics_set(&metrics->own[METRICS_DATABASE_UP], up);
+    metrics_set(&metrics->own[METRICS_PLACE_DATABASE_UP], up);
 }
 
 void metrics_set_gauges(struct metrics *metrics, const struct metrics_gauges *gauges)
 {
-    metrics_set(&metrics->own[METRICS_WAITING], gauges->waiting);
-    metrics_set(&metrics->own[METRICS_WAITING_LIMIT], gauges->waiting_limit);
-    metrics_set(&metrics->own[METRICS_CONNECTIONS], gauges->connections);
+    metrics_set(&metrics->own[METRICS_PLACE_WAITING], gauges->waiting);
+    metrics_set(&metrics->own[METRICS_PLACE_WAITING_LIMIT], gauges->waiting_limit);
+    metrics_set(&metrics->own[METRICS_PLACE_CONNECTIONS], gauges->connections);
     metrics_set_database(metrics, gauges->database_up);
 }
 
-/* The sums of all blocks. Each block is read once, so that the numbers of one event, which are next
- * to each other, are seen together if possible. */
+/* Sums up all blocks. Each block is read once, so that the numbers of one event, which are
+ * neighbours, are mostly read together. */
 static void metrics_sum_up(const struct metrics *metrics, uint64_t sums[METRICS_CELLS])
 {
     memset(sums, 0, METRICS_CELLS * sizeof *sums);
@@ -262,16 +263,17 @@ static const struct {
     enum metrics_place place;
     const char *name, *type, *help;
 } metrics_singles[] = {
-    {METRICS_WORKERS, "workers", "gauge", "Worker processes."},
-    {METRICS_WAITING, "waiting", "gauge", "Requests that wait for a payment."},
-    {METRICS_WAITING_LIMIT, "waiting_limit", "gauge",
+    {METRICS_PLACE_WORKERS, "workers", "gauge", "Worker processes."},
+    {METRICS_PLACE_WAITING, "waiting", "gauge", "Requests that wait for a payment."},
+    {METRICS_PLACE_WAITING_LIMIT, "waiting_limit", "gauge",
         "How many requests may wait: --max-waiting of each worker, or what its descriptors allow."},
-    {METRICS_CONNECTIONS, "connections", "gauge", "Connections of web servers, idle ones too."},
-    {METRICS_DATABASE_UP, "database_up", "gauge",
+    {METRICS_PLACE_CONNECTIONS, "connections", "gauge",
+        "Connections of web servers, idle ones too."},
+    {METRICS_PLACE_DATABASE_UP, "database_up", "gauge",
         "Workers that have a working connection to the database."},
-    {METRICS_RECONNECTS, "database_reconnects_total", "counter",
+    {METRICS_PLACE_RECONNECTS, "database_reconnects_total", "counter",
         "Connections to the database that replaced a lost one."},
-    {METRICS_UNANSWERED, "unanswered_total", "counter",
+    {METRICS_PLACE_UNANSWERED, "unanswered_total", "counter",
         "Requests that ended without an answer, mostly because the client left."},
 };
 
@@ -291,31 +293,31 @@ static void metrics_print_answers(FILE *text, const uint64_t sums[METRICS_CELLS]
         "Requests that were answered, by HTTP status and Taler error code (0: no error).");
     for (enum reply_kind kind = 0; kind < REPLY_KINDS; kind++)
         fprintf(text, METRICS_PREFIX "requests_total{status=\"%d\",code=\"%d\"} %ju\n",
-            reply_status(kind), reply_code(kind), (uintmax_t)sums[METRICS_ANSWERS + kind]);
+            reply_status(kind), reply_code(kind), (uintmax_t)sums[METRICS_PLACE_ANSWERS + kind]);
 }
 
-/* What a histogram counts, and how it is written. Those of one name stand together. */
+/* Name, help and labels of each histogram. Those of the same name are neighbours. */
 static const struct {
     const char *name, *help, *label;
     const uint32_t *limits;
     double unit; /* the limits and the sum are divided by it */
 } metrics_histograms[METRICS_HISTOGRAMS] = {
-    [METRICS_KEYS + QUESTION_EVERYTHING] = {"batch_keys", "Keys in a batch of lookups.",
+    [METRICS_HISTOGRAM_KEYS + QUESTION_EVERYTHING] = {"batch_keys", "Keys in a batch of lookups.",
         "question=\"everything\"", metrics_key_limits, 1},
-    [METRICS_KEYS +
+    [METRICS_HISTOGRAM_KEYS +
         QUESTION_PAYMENT] = {"batch_keys", NULL, "question=\"payment\"", metrics_key_limits, 1},
-    [METRICS_BATCH + QUESTION_EVERYTHING] = {"batch_seconds",
+    [METRICS_HISTOGRAM_BATCH + QUESTION_EVERYTHING] = {"batch_seconds",
         "Time from sending a batch of lookups to its result.", "question=\"everything\"",
         metrics_time_limits, USEC_PER_SEC},
-    [METRICS_BATCH + QUESTION_PAYMENT] = {"batch_seconds", NULL, "question=\"payment\"",
+    [METRICS_HISTOGRAM_BATCH + QUESTION_PAYMENT] = {"batch_seconds", NULL, "question=\"payment\"",
         metrics_time_limits, USEC_PER_SEC},
-    [METRICS_ANSWER + false] = {"answer_seconds",
+    [METRICS_HISTOGRAM_ANSWER + false] = {"answer_seconds",
         "Time from a request that needs the database to its answer, by whether it waited for a "
         "payment.",
         "waited=\"no\"", metrics_time_limits, USEC_PER_SEC},
-    [METRICS_ANSWER +
+    [METRICS_HISTOGRAM_ANSWER +
         true] = {"answer_seconds", NULL, "waited=\"yes\"", metrics_time_limits, USEC_PER_SEC},
-    [METRICS_PAYMENT] = {"check_to_answer_seconds",
+    [METRICS_HISTOGRAM_PAYMENT] = {"check_to_answer_seconds",
         "Time from the check that found the first change since the last lookup to the answer to a "
         "request that waited and is paid.",
         "", metrics_time_limits, USEC_PER_SEC},
@@ -356,7 +358,7 @@ static void metrics_print_lookups(FILE *text, const uint64_t sums[METRICS_CELLS]
         "Sessions looked up, by question: everything (requests that come, or stop waiting) or "
         "payment (requests that wait).");
     for (enum session_question question = 0; question <= QUESTION_PAYMENT; question++) {
-        enum metrics_histogram histogram = METRICS_KEYS + question;
+        enum metrics_histogram histogram = METRICS_HISTOGRAM_KEYS + question;
 
         fprintf(text, METRICS_PREFIX "lookups_total{%s} %ju\n", metrics_histograms[histogram].label,
             (uintmax_t)sums[metrics_histogram_place(histogram) + METRICS_BUCKETS]);
@@ -372,9 +374,9 @@ static void metrics_print_pool(FILE *text, const struct metrics *metrics)
     metrics_print_head(text, "worker_restarts_total", "counter",
         "Workers that ended and were replaced: they died, or the pool was asked to replace them.");
     fprintf(text, METRICS_PREFIX "worker_restarts_total{reason=\"died\"} %ju\n",
-        (uintmax_t)metrics_get(&ends[METRICS_DIED]));
+        (uintmax_t)metrics_get(&ends[METRICS_END_DIED]));
     fprintf(text, METRICS_PREFIX "worker_restarts_total{reason=\"replaced\"} %ju\n",
-        (uintmax_t)metrics_get(&ends[METRICS_REPLACED]));
+        (uintmax_t)metrics_get(&ends[METRICS_END_REPLACED]));
 }
 
 /* What is printed. Not open_memstream(): its stream has no error indicator for a lack of memory,

@@ -43,9 +43,9 @@ void metrics_enter(struct metrics *metrics, size_t slot);
 
 /* Why a worker ended. */
 enum metrics_end {
-    METRICS_DIED,     /* nobody had asked it to; another is started for it */
-    METRICS_REPLACED, /* the pool had started another for it */
-    METRICS_STOPPED,  /* the pool stops */
+    METRICS_END_DIED,     /* nobody had asked it to; another is started for it */
+    METRICS_END_REPLACED, /* the pool had started another for it */
+    METRICS_END_STOPPED,  /* the pool stops */
 };
 
 /* For the pool: the worker in a slot has ended, and was reaped. */

@@ -16,7 +16,7 @@ enum naming_fit {
     FITS
 };
 
-/* What naming_find() looks at, and the first pattern of each fit. */
+/* The input of naming_find(), and the first pattern found of each fit. */
 struct naming_search {
     const struct naming_instance *instances;
     size_t instance_count;
@@ -33,7 +33,7 @@ bool naming_is_pattern(const char *pattern)
     return strstr(pattern, NAMING_ID) || strstr(pattern, NAMING_SERIAL);
 }
 
-/* What the head of a pattern stands for, and how much of the pattern that is. */
+/* What the head of a pattern stands for, and the length of that head. */
 static const char *naming_head(
     const char *pattern, const struct naming_instance *instance, char self[2], size_t *taken)
 {
@@ -122,7 +122,7 @@ static void naming_try_key(
         return;
     of_prefix = (int)(length - of_key);
     snprintf(pattern, sizeof pattern, "%.*s", of_prefix, schema);
-    /* Such a prefix would not stand for itself. */
+    /* A prefix with a brace would not stand for itself. */
     if (naming_is_pattern(pattern))
         return;
     snprintf(pattern, sizeof pattern, "%.*s%s", of_prefix, schema, placeholder);

@@ -5,10 +5,8 @@
 #include <stdbool.h>
 #include <stddef.h>
 
-/*
- * How the schemas of instances are named, where each instance has one. A pattern is text in which
- * {id} and {serial} stand for those of an instance, and all else for itself. No I/O.
- */
+/* The names of schemas, where each instance has one. A pattern is text in which {id} and
+ * {serial} stand for those of an instance, and all else for itself. No I/O. */
 
 /* Room for the name of a schema, with its NUL: PostgreSQL's NAMEDATALEN. */
 #define NAMING_SCHEMA_SIZE 64

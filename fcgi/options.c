@@ -19,15 +19,15 @@
 
 /* Values for getopt_long() of options without a letter. */
 enum {
-    INSTANCE_SCHEMA = UCHAR_MAX + 1,
-    SOCKET_MODE,
-    POLL_INTERVAL,
-    MAX_WAIT,
-    MAX_WAITING,
-    DB_TIMEOUT,
-    ALLOW_ROOT,
-    NO_SANDBOX,
-    CHECK
+    OPTION_INSTANCE_SCHEMA = UCHAR_MAX + 1,
+    OPTION_SOCKET_MODE,
+    OPTION_POLL_INTERVAL,
+    OPTION_MAX_WAIT,
+    OPTION_MAX_WAITING,
+    OPTION_DB_TIMEOUT,
+    OPTION_ALLOW_ROOT,
+    OPTION_NO_SANDBOX,
+    OPTION_CHECK
 };
 
 static const char options_usage[] =
@@ -58,17 +58,17 @@ static const char options_usage[] =
 
 static const struct option options_long[] = {
     {"database", required_argument, NULL, 'd'},
-    {"instance-schema", required_argument, NULL, INSTANCE_SCHEMA},
+    {"instance-schema", required_argument, NULL, OPTION_INSTANCE_SCHEMA},
     {"workers", required_argument, NULL, 'w'},
     {"listen", required_argument, NULL, 'l'},
-    {"socket-mode", required_argument, NULL, SOCKET_MODE},
-    {"poll-interval", required_argument, NULL, POLL_INTERVAL},
-    {"max-wait", required_argument, NULL, MAX_WAIT},
-    {"max-waiting", required_argument, NULL, MAX_WAITING},
-    {"db-timeout", required_argument, NULL, DB_TIMEOUT},
-    {"allow-root", no_argument, NULL, ALLOW_ROOT},
-    {"no-sandbox", no_argument, NULL, NO_SANDBOX},
-    {"check", no_argument, NULL, CHECK},
+    {"socket-mode", required_argument, NULL, OPTION_SOCKET_MODE},
+    {"poll-interval", required_argument, NULL, OPTION_POLL_INTERVAL},
+    {"max-wait", required_argument, NULL, OPTION_MAX_WAIT},
+    {"max-waiting", required_argument, NULL, OPTION_MAX_WAITING},
+    {"db-timeout", required_argument, NULL, OPTION_DB_TIMEOUT},
+    {"allow-root", no_argument, NULL, OPTION_ALLOW_ROOT},
+    {"no-sandbox", no_argument, NULL, OPTION_NO_SANDBOX},
+    {"check", no_argument, NULL, OPTION_CHECK},
     {"verbose", no_argument, NULL, 'v'},
     {"version", no_argument, NULL, 'V'},
     {"help", no_argument, NULL, 'h'},
@@ -113,7 +113,7 @@ static const char *options_read_conninfo(const char *name, const char *text)
     case CONNINFO_SOUND:
         break;
     case CONNINFO_MALFORMED:
-        /* It is not repeated: there may be a password in it. */
+        /* The value is not printed: it may hold a password. */
         fprintf(stderr, "merchant-sessions: %s: not a libpq connection string or URI\n", name);
         exit(EX_USAGE);
     case CONNINFO_NO_MEMORY:
@@ -152,7 +152,7 @@ static void options_set(struct options *options, int option, const char *name, c
     case 'd':
         options->database = options_read_conninfo(name, value);
         break;
-    case INSTANCE_SCHEMA:
+    case OPTION_INSTANCE_SCHEMA:
         options->instance_schema = options_read_pattern(name, value);
         break;
     case 'w':
@@ -161,28 +161,28 @@ static void options_set(struct options *options, int option, const char *name, c
     case 'l':
         options->listen = options_read_address(name, value);
         break;
-    case SOCKET_MODE:
+    case OPTION_SOCKET_MODE:
         options->socket_mode = (mode_t)options_read_number(name, value, 8, 0, 0777);
         break;
-    case POLL_INTERVAL:
+    case OPTION_POLL_INTERVAL:
         options->poll_interval_ms = options_read_int(name, value, 10, 60 * 1000);
         break;
-    case MAX_WAIT:
+    case OPTION_MAX_WAIT:
         options->max_wait_ms = options_read_int(name, value, 0, 24 * 60 * 60 * 1000);
         break;
-    case MAX_WAITING:
+    case OPTION_MAX_WAITING:
         options->max_waiting = options_read_int(name, value, 0, 1000 * 1000);
         break;
-    case DB_TIMEOUT:
+    case OPTION_DB_TIMEOUT:
         options->db_timeout_ms = options_read_int(name, value, 10, 60 * 1000);
         break;
-    case ALLOW_ROOT:
+    case OPTION_ALLOW_ROOT:
         options->allow_root = options_read_flag(name, value);
         break;
-    case NO_SANDBOX:
+    case OPTION_NO_SANDBOX:
         options->no_sandbox = options_read_flag(name, value);
         break;
-    case CHECK:
+    case OPTION_CHECK:
         options->check = options_read_flag(name, value);
         break;
     default:

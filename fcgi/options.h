@@ -8,7 +8,7 @@
 /* What the operator has chosen, on the command line or in the environment. */
 struct options {
     const char *database;        /* conninfo; NULL: libpq's own environment variables */
-    const char *instance_schema; /* pattern with {id} or {serial}; NULL: found by itself */
+    const char *instance_schema; /* pattern with {id} or {serial}; NULL: found from the names */
     int workers;                 /* processes; 0: serve in this process */
     const char *listen;          /* a path, HOST:PORT or :PORT; NULL: see listener_inherit() */
     mode_t socket_mode;          /* of a path */
@@ -17,7 +17,7 @@ struct options {
     int max_waiting; /* parked requests in each worker */
     int db_timeout_ms;
     bool allow_root; /* serve as root, too */
-    bool no_sandbox; /* give nothing up: see sandbox.h */
+    bool no_sandbox; /* do not enter the sandbox: see sandbox.h */
     bool check;      /* check the set-up, serve nobody */
     bool verbose;
 };

@@ -10,35 +10,51 @@
 #include "layout.h"
 #include "log.h"
 #include "sqlstate.h"
+#include "state.h"
 
-/* Limit of prepared statements; each takes about 150 KiB of the database's memory. Those that one
- * batch needs may be on top of it. */
+/* Limit of prepared statements, each of which takes about 150 KiB of the database's memory. The
+ * statements of one batch may exceed it. */
 #define PREPARED_MAX 640
-/* Limit of statements that one batch prepares: each takes the database a millisecond or two. */
+/* Limit of the statements that one batch prepares. Preparing one takes the database 1 to 2 ms. */
 #define PREPARES_MAX 32
-/* How long a schema rests doubles with each failure, from the first to the last of these. */
+/* Rest of a schema after a failure: doubles from the first to the second. */
 #define REST_LOCKED     (100 * USEC_PER_MS)
 #define REST_LOCKED_MAX (800 * USEC_PER_MS)
 #define REST_SLOW       USEC_PER_SEC
 #define REST_SLOW_MAX   (8 * USEC_PER_SEC)
 #define REST_OTHER      (100 * USEC_PER_MS)
 #define REST_OTHER_MAX  (3200 * USEC_PER_MS)
-/* After a statement that was too slow no schema is on trial for this time: trials must not take all
- * of the time, however many schemas are slow. */
+/* Pause of trials after a statement that was too slow, so that trials do not take all of the
+ * time when many schemas are slow. */
 #define TRIAL_PAUSE USEC_PER_SEC
-/* A lock is seldom worth a line in the log before it was met this often in a row. */
+/* Number of failures in a row for a lock from which on it is logged. */
 #define LOCKS_UNTOLD 2
 
 #define NAME_SIZE 32
+
+/* What the transaction of a group is waiting for, or how it has ended. */
+enum group_state {
+    GROUP_PREPARING, /* the confirmation that its statement is prepared */
+    GROUP_SETTING,   /* the result of its settings, through a pooler */
+    GROUP_ASKING,    /* its rows */
+    GROUP_ANSWERED,  /* it has its rows */
+    GROUP_FAILED,    /* a statement has failed */
+};
+
+static const unsigned group_sources[] = {
+    [GROUP_PREPARING] = STATE_SET(GROUP_ASKING), /* while it is sent */
+    [GROUP_ASKING] = STATE_SET(GROUP_PREPARING) | STATE_SET(GROUP_SETTING),
+    [GROUP_ANSWERED] = STATE_SET(GROUP_ASKING),
+    [GROUP_FAILED] = STATE_SET(GROUP_PREPARING) | STATE_SET(GROUP_SETTING) |
+                     STATE_SET(GROUP_ASKING) | STATE_SET(GROUP_ANSWERED) | STATE_SET(GROUP_FAILED),
+};
 
 /* The keys of one schema in the batch. */
 struct pipeline_group {
     struct instance_schema *schema;
     size_t first, count; /* in members */
-    bool preparing;      /* its statement is prepared in this batch, which is not confirmed yet */
-    bool has_settings;   /* its transaction has made its settings */
-    bool failed;
-    PGresult *rows;
+    enum group_state state;
+    PGresult *rows; /* in GROUP_ANSWERED */
 };
 
 struct pipeline {
@@ -68,6 +84,13 @@ struct pipeline *pipeline_new(struct instances *instances)
     if (pipeline)
         pipeline->instances = instances;
     return pipeline;
+}
+
+/* All transitions of group_state. */
+static void pipeline_set_group_state(struct pipeline_group *group, enum group_state state)
+{
+    state_check(group_sources, group->state, state);
+    group->state = state;
 }
 
 void pipeline_forget(struct pipeline *pipeline)
@@ -108,8 +131,8 @@ static bool pipeline_admit(struct pipeline *pipeline, const struct instance_sche
     return true;
 }
 
-/* Takes the keys of the schema of key number `first` out of schemas: into a group, or they get an
- * answer without being asked about. */
+/* Takes all keys of the schema of key `first` out of schemas: into a group, or with an answer
+ * that needs no lookup. */
 static void pipeline_take_group(struct pipeline *pipeline, struct instance_schema *schemas[],
     size_t first, size_t count, usec_t now)
 {
@@ -121,7 +144,7 @@ static void pipeline_take_group(struct pipeline *pipeline, struct instance_schem
     *group = (struct pipeline_group){
         .schema = schema,
         .first = pipeline->member_count,
-        .has_settings = !pipeline->settings,
+        .state = pipeline->settings ? GROUP_SETTING : GROUP_ASKING,
     };
     for (size_t i = first; i < count; i++) {
         if (schemas[i] != schema)
@@ -180,8 +203,8 @@ static bool pipeline_deallocate_schema(struct pipeline *pipeline, struct instanc
            pipeline_deallocate(pipeline, &schema->statements[QUESTION_PAYMENT]);
 }
 
-/* Deallocates the statements that are not right any more, and those of the schemas that were used
- * least recently until there is room for those that this batch prepares. */
+/* Deallocates outdated statements, and those of the least recently used schemas until there is
+ * room for the statements that this batch prepares. */
 static bool pipeline_make_room(struct pipeline *pipeline, usec_t now)
 {
     struct instance_schema *schema = NULL;
@@ -218,7 +241,7 @@ static bool pipeline_prepare(struct pipeline *pipeline, struct pipeline_group *g
     char name[NAME_SIZE];
     bool sent;
 
-    group->preparing = true;
+    pipeline_set_group_state(group, GROUP_PREPARING);
     schema->statements[pipeline->question] = ++pipeline->numbered;
     schema->prepared_serial = schema->serial;
     pipeline_name_statement(pipeline->numbered, name);
@@ -322,7 +345,7 @@ static usec_t pipeline_rest(enum sqlstate_kind kind, unsigned failures)
     return failures > 6 ? last : usec_min(first << (failures - 1), last);
 }
 
-/* The one place where a schema fails: it rests. `why` is for the log, which has it once. */
+/* Puts a schema to rest after a failure; nothing else does. `why` is logged once. */
 static void pipeline_set_aside(struct pipeline *pipeline, struct instance_schema *schema,
     enum sqlstate_kind kind, const char *why, usec_t now)
 {
@@ -357,11 +380,11 @@ static void pipeline_fail_group(
 
     if (!sqlstate_describe(result, why, sizeof why))
         snprintf(why, sizeof why, "a statement failed");
-    group->failed = true;
-    if (group->preparing)
+    if (group->state == GROUP_PREPARING)
         schema->statements[pipeline->question] = 0;
     else if (kind == SQLSTATE_OTHER)
         schema->stale = true; /* the tables may have changed */
+    pipeline_set_group_state(group, GROUP_FAILED);
     pipeline_set_aside(pipeline, schema, kind, why, now);
 }
 
@@ -382,43 +405,42 @@ static bool pipeline_has_ended(const struct pipeline *pipeline)
     return pipeline->transactions_ended == pipeline->group_count + pipeline->deallocates;
 }
 
-/* Takes a result of the current transaction over. False if the connection cannot be used any
- * more. */
+/* Handles a result of the current transaction. False if the connection cannot be used any more. */
 static bool pipeline_take_result(struct pipeline *pipeline, PGresult *result, usec_t now)
 {
     struct pipeline_group *group = pipeline_current_group(pipeline);
     ExecStatusType status = PQresultStatus(result);
     bool usable = true;
 
-    if (status == PGRES_TUPLES_OK && group && group->has_settings && !group->rows) {
+    if (status == PGRES_TUPLES_OK && group && group->state == GROUP_ASKING) {
+        pipeline_set_group_state(group, GROUP_ANSWERED);
         group->rows = result;
         return true;
     }
     if (status == PGRES_PIPELINE_SYNC)
         pipeline->transactions_ended++;
-    else if (status == PGRES_COMMAND_OK && group)
-        group->preparing = false;
-    else if (status == PGRES_TUPLES_OK && group && !group->has_settings)
-        group->has_settings = true;
+    else if ((status == PGRES_COMMAND_OK && group && group->state == GROUP_PREPARING) ||
+             (status == PGRES_TUPLES_OK && group && group->state == GROUP_SETTING))
+        pipeline_set_group_state(group, GROUP_ASKING);
     else if (sqlstate_of(result) == SQLSTATE_SHUTDOWN || status == PGRES_TUPLES_OK ||
              sqlstate_is_copy(result))
         usable = false;
     else if (status == PGRES_FATAL_ERROR && group)
         pipeline_fail_group(pipeline, group, result, now);
-    /* What is left needs nothing: of a DEALLOCATE, or of a statement after one that failed. */
+    /* The other results need nothing: those of DEALLOCATE, and of statements after a failed one. */
     PQclear(result);
     return usable;
 }
 
 /* The answers to the keys of a group, from its rows. */
-static bool pipeline_settle_group(struct pipeline *pipeline, struct pipeline_group *group)
+static bool pipeline_answer_group(struct pipeline *pipeline, struct pipeline_group *group)
 {
     const uint16_t *members = &pipeline->members[group->first];
 
-    if (!group->failed && group->rows) {
+    if (group->state == GROUP_ANSWERED) {
         pipeline_note_success(group->schema);
         return batch_read(group->rows, pipeline->answers, members, group->count, SESSION_UNKNOWN) ==
-               BATCH_READ;
+               BATCH_RESULT_READ;
     }
     for (size_t i = 0; i < group->count; i++)
         pipeline->answers[members[i]] = (struct session_answer){.status = SESSION_FAILED};
@@ -432,7 +454,7 @@ static enum pipeline_result pipeline_end(struct pipeline *pipeline)
     if (!PQexitPipelineMode(pipeline->connection))
         return PIPELINE_BROKEN;
     for (size_t i = 0; i < pipeline->group_count; i++)
-        if (!pipeline_settle_group(pipeline, &pipeline->groups[i]))
+        if (!pipeline_answer_group(pipeline, &pipeline->groups[i]))
             return PIPELINE_BROKEN;
     return PIPELINE_DONE;
 }
@@ -460,7 +482,7 @@ void pipeline_blame(struct pipeline *pipeline, usec_t now)
 {
     struct pipeline_group *group = pipeline_current_group(pipeline);
 
-    /* If no transaction has ended it is the server that does not answer. */
+    /* If no transaction has ended, the server does not answer: no schema is to blame. */
     if (group && pipeline->transactions_ended > 0)
         pipeline_set_aside(pipeline, group->schema, SQLSTATE_SLOW, "it holds up the others", now);
 }

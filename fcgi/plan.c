@@ -5,7 +5,7 @@
 #include <stdbool.h>
 #include <string.h>
 
-/* What was found of the nodes that search orders. */
+/* The nodes that search orders, as found so far. */
 struct plan_searches {
     bool indexed, whole, foreign;
 };

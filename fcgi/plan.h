@@ -6,7 +6,7 @@
 enum plan_verdict {
     PLAN_INDEXED, /* orders are found by an index that has session and URL */
     PLAN_WHOLE,   /* more is read than the orders that match */
-    PLAN_FOREIGN, /* another server finds them: its plan is not seen from here */
+    PLAN_FOREIGN, /* a foreign server finds them: its plan is not visible */
     PLAN_UNKNOWN, /* the text is no such plan */
 };
 

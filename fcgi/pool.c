@@ -13,6 +13,7 @@
 #include "listener.h"
 #include "log.h"
 #include "metrics.h"
+#include "state.h"
 #include "worker.h"
 
 /* A worker that ran this long did not fail at its start. */
@@ -22,14 +23,14 @@
 #define PAUSE_MAX (10 * USEC_PER_SEC)
 /* Limit of that pause while there is no worker at all. */
 #define AWAY_MAX (900 * USEC_PER_MS)
-/* How long a worker has to stop before it is killed. Its own limit is shorter. */
+/* Time that a worker has to stop before it is killed. The worker's own limit is shorter. */
 #define STOP_GRACE (1800 * USEC_PER_MS)
-/* How long the end of killed workers is awaited when the pool stops. */
+/* Limit of the wait for killed workers when the pool stops. */
 #define KILL_GRACE (100 * USEC_PER_MS)
 
 /*
  * A slot holds one worker process. There is one slot more than there are workers, for the new
- * worker in a replacement. All transitions are in the functions pool_slot_*:
+ * worker in a replacement. Its transitions are made by the functions pool_slot_*:
  *
  *     SPARE or PAUSED       start   STARTING (PAUSED if fork() fails)
  *     STARTING              due     SERVING
@@ -48,6 +49,16 @@ enum slot_state {
     SLOT_KILLED,   /* a process that was sent SIGKILL, and has not been reaped; never due */
 };
 
+static const unsigned slot_sources[] = {
+    [SLOT_SPARE] = STATE_SET(SLOT_PAUSED) | STATE_SET(SLOT_RETIRING) | STATE_SET(SLOT_KILLED),
+    [SLOT_PAUSED] = STATE_SET(SLOT_SPARE) | STATE_SET(SLOT_PAUSED) | STATE_SET(SLOT_STARTING) |
+                    STATE_SET(SLOT_SERVING),
+    [SLOT_STARTING] = STATE_SET(SLOT_SPARE) | STATE_SET(SLOT_PAUSED),
+    [SLOT_SERVING] = STATE_SET(SLOT_STARTING),
+    [SLOT_RETIRING] = STATE_SET(SLOT_STARTING) | STATE_SET(SLOT_SERVING),
+    [SLOT_KILLED] = STATE_SET(SLOT_RETIRING),
+};
+
 struct slot {
     enum slot_state state;
     usec_t due;          /* USEC_NEVER: never */
@@ -57,9 +68,15 @@ struct slot {
 };
 
 enum pool_state {
-    POOL_SERVING,
+    POOL_SERVING,   /* no process is of an older generation */
     POOL_REPLACING, /* after a SIGHUP, while there are processes of an older generation */
     POOL_STOPPING,  /* all processes were asked to stop; none is started any more */
+};
+
+static const unsigned pool_sources[] = {
+    [POOL_SERVING] = STATE_SET(POOL_REPLACING),
+    [POOL_REPLACING] = STATE_SET(POOL_SERVING) | STATE_SET(POOL_REPLACING),
+    [POOL_STOPPING] = STATE_SET(POOL_SERVING) | STATE_SET(POOL_REPLACING),
 };
 
 struct pool {
@@ -67,7 +84,7 @@ struct pool {
     int listen_fd;
     sigset_t signals;
     enum pool_state state;
-    unsigned generation; /* how many SIGHUPs there were */
+    unsigned generation; /* number of SIGHUPs so far */
     usec_t stop_due;     /* when a stopping pool gives up what is left; USEC_NEVER: not stopping */
     bool killed;         /* a worker had to be killed while stopping */
     struct metrics *metrics; /* with the same slots */
@@ -82,15 +99,16 @@ static _Noreturn void pool_become_worker(struct pool *pool, const struct slot *s
     int listen_fd = pool->listen_fd, status;
     sigset_t children;
 
-    /* The terminal's signals go to all processes. The pool passes on what they mean. */
+    /* A terminal sends its signals to all processes of a group. Only the pool is to get them; it
+     * passes them on. */
     signal(SIGINT, SIG_IGN);
     signal(SIGQUIT, SIG_IGN);
     signal(SIGHUP, SIG_IGN);
     prctl(PR_SET_PDEATHSIG, SIGTERM);
     if (getppid() != parent)
         exit(EXIT_FAILURE);
-    /* Those that stop it stay blocked: worker_run() lets them in when it has its handlers. One that
-     * came between libfcgi's handlers and ours would be lost. */
+    /* Signals that stop a worker stay blocked until worker_run() has its handlers: a signal
+     * between libfcgi's handlers and ours would be lost. */
     sigemptyset(&children);
     sigaddset(&children, SIGCHLD);
     sigprocmask(SIG_UNBLOCK, &children, NULL);
@@ -101,8 +119,17 @@ static _Noreturn void pool_become_worker(struct pool *pool, const struct slot *s
     exit(status);
 }
 
-static void pool_slot_move(struct slot *slot, enum slot_state state, usec_t due)
+/* All transitions of pool_state. */
+static void pool_set_state(struct pool *pool, enum pool_state state)
 {
+    state_check(pool_sources, pool->state, state);
+    pool->state = state;
+}
+
+/* All transitions of slot_state. */
+static void pool_slot_set_state(struct slot *slot, enum slot_state state, usec_t due)
+{
+    state_check(slot_sources, slot->state, state);
     slot->state = state;
     slot->due = due;
 }
@@ -110,7 +137,7 @@ static void pool_slot_move(struct slot *slot, enum slot_state state, usec_t due)
 static void pool_slot_free(struct slot *slot)
 {
     slot->pause = 0;
-    pool_slot_move(slot, SLOT_SPARE, USEC_NEVER);
+    pool_slot_set_state(slot, SLOT_SPARE, USEC_NEVER);
 }
 
 static bool pool_slot_active(const struct slot *slot)
@@ -128,7 +155,7 @@ static usec_t pool_next_pause(usec_t pause)
     return pause ? usec_min(pause * 2, PAUSE_MAX) : PAUSE_MIN;
 }
 
-/* SPARE or PAUSED to STARTING. Where no process can be had, to PAUSED, for longer each time. */
+/* SPARE or PAUSED to STARTING; or to PAUSED, with growing pauses, where fork() fails. */
 static void pool_slot_start(struct pool *pool, struct slot *slot, usec_t now)
 {
     pid_t parent = getpid(), pid = fork();
@@ -139,12 +166,12 @@ static void pool_slot_start(struct pool *pool, struct slot *slot, usec_t now)
         slot->pause = pool_next_pause(slot->pause);
         log_error("cannot start a worker: %s; trying again in at most %d ms", strerror(errno),
             (int)(slot->pause / USEC_PER_MS));
-        pool_slot_move(slot, SLOT_PAUSED, now + slot->pause);
+        pool_slot_set_state(slot, SLOT_PAUSED, now + slot->pause);
         return;
     }
     slot->pid = pid;
     slot->generation = pool->generation;
-    pool_slot_move(slot, SLOT_STARTING, now + START_TIME);
+    pool_slot_set_state(slot, SLOT_STARTING, now + START_TIME);
 }
 
 /* RETIRING to KILLED. */
@@ -155,11 +182,11 @@ static void pool_slot_kill(struct pool *pool, struct slot *slot)
     kill(slot->pid, SIGKILL);
     if (pool->state == POOL_STOPPING)
         pool->killed = true;
-    pool_slot_move(slot, SLOT_KILLED, USEC_NEVER);
+    pool_slot_set_state(slot, SLOT_KILLED, USEC_NEVER);
 }
 
-/* What happens when the time of a slot has come. */
-static void pool_slot_due(struct pool *pool, struct slot *slot, usec_t now)
+/* Handles a slot whose time is due. */
+static void pool_slot_handle_due(struct pool *pool, struct slot *slot, usec_t now)
 {
     switch (slot->state) {
     case SLOT_PAUSED:
@@ -167,7 +194,7 @@ static void pool_slot_due(struct pool *pool, struct slot *slot, usec_t now)
         break;
     case SLOT_STARTING:
         slot->pause = 0;
-        pool_slot_move(slot, SLOT_SERVING, USEC_NEVER);
+        pool_slot_set_state(slot, SLOT_SERVING, USEC_NEVER);
         break;
     case SLOT_RETIRING:
         pool_slot_kill(pool, slot);
@@ -179,14 +206,14 @@ static void pool_slot_due(struct pool *pool, struct slot *slot, usec_t now)
     }
 }
 
-/* The slot needs no process any more: active to RETIRING, PAUSED to SPARE. */
+/* Gives up the process of a slot: active to RETIRING, PAUSED to SPARE. */
 static void pool_slot_retire(struct slot *slot, usec_t now)
 {
     switch (slot->state) {
     case SLOT_STARTING:
     case SLOT_SERVING:
         kill(slot->pid, SIGTERM);
-        pool_slot_move(slot, SLOT_RETIRING, now + STOP_GRACE);
+        pool_slot_set_state(slot, SLOT_RETIRING, now + STOP_GRACE);
         break;
     case SLOT_PAUSED:
         pool_slot_free(slot);
@@ -198,7 +225,7 @@ static void pool_slot_retire(struct slot *slot, usec_t now)
     }
 }
 
-/* Signals that a process gets for its own faults. All others come from outside. */
+/* Signals that a process gets for its own faults; others come from outside. */
 static bool pool_is_crash(int signal)
 {
     static const int crashes[] = {SIGILL, SIGTRAP, SIGABRT, SIGBUS, SIGFPE, SIGSEGV, SIGSYS};
@@ -209,7 +236,7 @@ static bool pool_is_crash(int signal)
     return false;
 }
 
-/* Whether a worker that died in its first second has failed, and was not stopped by somebody. */
+/* Whether a worker that died in its first second failed, rather than was stopped from outside. */
 static bool pool_has_failed(int status)
 {
     if (WIFSIGNALED(status))
@@ -217,30 +244,30 @@ static bool pool_has_failed(int status)
     return WEXITSTATUS(status) != EXIT_SUCCESS;
 }
 
-static const char *pool_death_kind(int status)
+static const char *pool_end_text(int status)
 {
     return WIFSIGNALED(status) ? "killed by signal" : "ended with status";
 }
 
-static int pool_death_number(int status)
+static int pool_end_number(int status)
 {
     return WIFSIGNALED(status) ? WTERMSIG(status) : WEXITSTATUS(status);
 }
 
-/* Active to PAUSED: for no time at all, unless the worker has failed at its start. */
-static void pool_slot_lost(struct slot *slot, int status, usec_t now)
+/* Active to PAUSED; with a pause only if the worker has failed at its start. */
+static void pool_slot_restart(struct slot *slot, int status, usec_t now)
 {
-    int pid = (int)slot->pid, number = pool_death_number(status);
-    const char *kind = pool_death_kind(status);
+    int pid = (int)slot->pid, number = pool_end_number(status);
+    const char *kind = pool_end_text(status);
 
     if (slot->state == SLOT_STARTING && pool_has_failed(status)) {
         slot->pause = pool_next_pause(slot->pause);
         log_error("worker %d %s %d at its start; replaced after a pause of at most %d ms", pid,
             kind, number, (int)(slot->pause / USEC_PER_MS));
-        pool_slot_move(slot, SLOT_PAUSED, now + slot->pause);
+        pool_slot_set_state(slot, SLOT_PAUSED, now + slot->pause);
     } else {
         log_error("worker %d %s %d; replaced at once", pid, kind, number);
-        pool_slot_move(slot, SLOT_PAUSED, now);
+        pool_slot_set_state(slot, SLOT_PAUSED, now);
     }
 }
 
@@ -250,12 +277,12 @@ static void pool_slot_died(struct slot *slot, int status, usec_t now)
     switch (slot->state) {
     case SLOT_STARTING:
     case SLOT_SERVING:
-        pool_slot_lost(slot, status, now);
+        pool_slot_restart(slot, status, now);
         break;
     case SLOT_RETIRING:
         if (status != 0)
-            log_error("worker %d %s %d while stopping", (int)slot->pid, pool_death_kind(status),
-                pool_death_number(status));
+            log_error("worker %d %s %d while stopping", (int)slot->pid, pool_end_text(status),
+                pool_end_number(status));
         pool_slot_free(slot);
         break;
     case SLOT_KILLED:
@@ -268,11 +295,11 @@ static void pool_slot_died(struct slot *slot, int status, usec_t now)
 }
 
 /* Why the process of a slot has ended, for the metrics. */
-static enum metrics_end pool_slot_end(const struct pool *pool, const struct slot *slot)
+static enum metrics_end pool_slot_end_kind(const struct pool *pool, const struct slot *slot)
 {
     if (pool_slot_active(slot))
-        return METRICS_DIED;
-    return pool->state == POOL_STOPPING ? METRICS_STOPPED : METRICS_REPLACED;
+        return METRICS_END_DIED;
+    return pool->state == POOL_STOPPING ? METRICS_END_STOPPED : METRICS_END_REPLACED;
 }
 
 static void pool_reap(struct pool *pool, usec_t now)
@@ -283,7 +310,7 @@ static void pool_reap(struct pool *pool, usec_t now)
     while ((pid = waitpid(-1, &status, WNOHANG)) > 0)
         for (size_t i = 0; i < pool->slot_count; i++)
             if (pool_slot_has_process(&pool->slots[i]) && pool->slots[i].pid == pid) {
-                metrics_leave(pool->metrics, i, pool_slot_end(pool, &pool->slots[i]));
+                metrics_leave(pool->metrics, i, pool_slot_end_kind(pool, &pool->slots[i]));
                 pool_slot_died(&pool->slots[i], status, now);
             }
 }
@@ -307,8 +334,8 @@ static struct slot *pool_find_oldest(struct pool *pool)
     return oldest;
 }
 
-/* A slot in a state, or NULL. Of the PAUSED ones it is that which is due first. */
-static struct slot *pool_find(struct pool *pool, enum slot_state state)
+/* A slot in this state, or NULL. Of several in PAUSED it is the one that is due first. */
+static struct slot *pool_find_slot(struct pool *pool, enum slot_state state)
 {
     struct slot *found = NULL;
 
@@ -344,14 +371,12 @@ static bool pool_any_outdated(const struct pool *pool)
     return false;
 }
 
-/*
- * The slot to retire, or NULL: the oldest worker where there is one too many, or, where a death has
- * left no old worker to replace, the pause of the worker that should have replaced it.
- */
+/* The slot to retire, or NULL: the oldest worker if there is one too many; or the pause of a new
+ * worker that died, where no old one is left to replace. */
 static struct slot *pool_find_surplus(struct pool *pool)
 {
     int active = pool_count_active(pool);
-    struct slot *paused = pool_find(pool, SLOT_PAUSED);
+    struct slot *paused = pool_find_slot(pool, SLOT_PAUSED);
 
     if (active > pool->options->workers)
         return pool_find_oldest(pool);
@@ -360,27 +385,29 @@ static struct slot *pool_find_surplus(struct pool *pool)
     return NULL;
 }
 
-/* The next step of a replacement. A new worker is started when the spare slot is free, that is when
- * the last old one has gone, and when the last new one has survived its start. */
+/* The next step of a replacement: starts a new worker when the spare slot is free, that is when
+ * the last old worker has ended and the last new one has survived its start. */
 static void pool_replace(struct pool *pool, usec_t now)
 {
-    struct slot *oldest = pool_find_oldest(pool), *spare = pool_find(pool, SLOT_SPARE), *surplus;
+    struct slot *oldest = pool_find_oldest(pool), *spare = pool_find_slot(pool, SLOT_SPARE),
+                *surplus;
 
     if (oldest && pool_slot_outdated(pool, oldest) && spare && pool_all_serving(pool))
         pool_slot_start(pool, spare, now);
     surplus = pool_find_surplus(pool);
     if (surplus)
         pool_slot_retire(surplus, now);
-    if (pool_any_outdated(pool) || !pool_find(pool, SLOT_SPARE))
+    if (pool_any_outdated(pool) || !pool_find_slot(pool, SLOT_SPARE))
         return;
     log_info("workers replaced");
-    pool->state = POOL_SERVING;
+    pool_set_state(pool, POOL_SERVING);
 }
 
-/* Where no worker is left shoppers wait: the next one is started soon, however often it failed. */
+/* While there is no worker requests wait: the next one is started soon, however often it has
+ * failed. */
 static void pool_bound_absence(struct pool *pool, usec_t now)
 {
-    struct slot *paused = pool_find(pool, SLOT_PAUSED);
+    struct slot *paused = pool_find_slot(pool, SLOT_PAUSED);
 
     if (paused && pool_count_active(pool) == 0)
         paused->due = usec_min(paused->due, now + AWAY_MAX);
@@ -391,18 +418,18 @@ static void pool_step(struct pool *pool, usec_t now)
 {
     for (size_t i = 0; i < pool->slot_count; i++)
         if (pool->slots[i].due <= now)
-            pool_slot_due(pool, &pool->slots[i], now);
+            pool_slot_handle_due(pool, &pool->slots[i], now);
     if (pool->state == POOL_REPLACING)
         pool_replace(pool, now);
     pool_bound_absence(pool, now);
 }
 
-static void pool_stop(struct pool *pool, usec_t now)
+static void pool_begin_stopping(struct pool *pool, usec_t now)
 {
     if (pool->state == POOL_STOPPING)
         return;
     log_info("stopping");
-    pool->state = POOL_STOPPING;
+    pool_set_state(pool, POOL_STOPPING);
     pool->stop_due = now + STOP_GRACE + KILL_GRACE;
     if (pool->options->listen)
         listener_refuse(pool->listen_fd);
@@ -410,13 +437,13 @@ static void pool_stop(struct pool *pool, usec_t now)
         pool_slot_retire(&pool->slots[i], now);
 }
 
-/* Also one that comes during a replacement: all workers older than it are replaced. */
-static void pool_hang_up(struct pool *pool)
+/* A SIGHUP during a replacement replaces all workers that are older than it. */
+static void pool_begin_replacing(struct pool *pool)
 {
     if (pool->state == POOL_STOPPING)
         return;
     pool->generation++;
-    pool->state = POOL_REPLACING;
+    pool_set_state(pool, POOL_REPLACING);
 }
 
 static bool pool_has_ended(const struct pool *pool, usec_t now)
@@ -463,13 +490,13 @@ static void pool_handle_signal(struct pool *pool, int signal, usec_t now)
         pool_reap(pool, now);
         break;
     case SIGHUP:
-        pool_hang_up(pool);
+        pool_begin_replacing(pool);
         break;
     case SIGTERM:
     case SIGINT:
     case SIGQUIT:
     case SIGUSR1:
-        pool_stop(pool, now);
+        pool_begin_stopping(pool, now);
         break;
     default:
         break;
@@ -485,7 +512,7 @@ static void pool_block_signals(struct pool *pool)
     for (size_t i = 0; i < sizeof signals / sizeof signals[0]; i++)
         sigaddset(&pool->signals, signals[i]);
     sigprocmask(SIG_BLOCK, &pool->signals, NULL);
-    /* Ignored, as some parents leave it, there would be no death to notice. */
+    /* Some parents leave SIGCHLD ignored: then the death of a worker would not be noticed. */
     signal(SIGCHLD, SIG_DFL);
 }
 
@@ -505,9 +532,9 @@ static struct pool *pool_new(const struct options *options, int listen_fd)
     pool->listen_fd = listen_fd;
     pool->stop_due = USEC_NEVER;
     pool->slot_count = slot_count;
-    pool_slot_free(&pool->slots[0]);
+    pool->slots[0].due = USEC_NEVER; /* SPARE, as all zero is */
     for (size_t i = 1; i < slot_count; i++)
-        pool_slot_move(&pool->slots[i], SLOT_PAUSED, 0);
+        pool_slot_set_state(&pool->slots[i], SLOT_PAUSED, 0);
     return pool;
 }
 

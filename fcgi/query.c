@@ -5,35 +5,35 @@
 #include <string.h>
 
 /* A part of a text. */
-struct part {
+struct query_part {
     const char *at;
     size_t length;
 };
 
-/* Where the next decoded value goes. */
-struct space {
+/* Free space for decoded values. */
+struct query_space {
     char *at;
     size_t left;
 };
 
-/* How a value is written in the request. */
-enum coding {
-    CODING_NONE,    /* as it is */
-    CODING_PERCENT, /* RFC 3986, section 2.1 */
-    CODING_FORM,    /* the same, and + is a space */
+/* The encoding of a value in the request. */
+enum query_coding {
+    QUERY_CODING_NONE,    /* as it is */
+    QUERY_CODING_PERCENT, /* RFC 3986, section 2.1 */
+    QUERY_CODING_FORM,    /* the same, and + is a space */
 };
 
-struct path {
-    enum coding coding;
-    struct part instance, session;
+struct query_path {
+    enum query_coding coding;
+    struct query_part instance, session;
 };
 
-static bool part_is(struct part part, const char *text)
+static bool query_part_is(struct query_part part, const char *text)
 {
     return part.length == strlen(text) && memcmp(part.at, text, part.length) == 0;
 }
 
-static int hex_value(char c)
+static int query_hex_value(char c)
 {
     if (c >= '0' && c <= '9')
         return c - '0';
@@ -44,8 +44,9 @@ static int hex_value(char c)
     return -1;
 }
 
-/* How many bytes the UTF-8 sequence at the front takes (RFC 3629, section 4), 0 if it is none. */
-static size_t utf8_sequence(const unsigned char *at, size_t left)
+/* The length of the UTF-8 sequence at the front, which is not ASCII (RFC 3629, section 4); 0 if it
+ * is none. */
+static size_t query_utf8_sequence(const unsigned char *at, size_t left)
 {
     static const struct {
         unsigned char first_low, first_high, second_low, second_high;
@@ -61,8 +62,6 @@ static size_t utf8_sequence(const unsigned char *at, size_t left)
         {0xf4, 0xf4, 0x80, 0x8f, 4},
     };
 
-    if (at[0] < 0x80)
-        return 1;
     for (size_t i = 0; i < sizeof forms / sizeof forms[0]; i++) {
         if (at[0] < forms[i].first_low || at[0] > forms[i].first_high)
             continue;
@@ -76,12 +75,13 @@ static size_t utf8_sequence(const unsigned char *at, size_t left)
     return 0;
 }
 
-static bool is_text(const char *bytes, size_t length)
+/* Whether PostgreSQL takes these bytes for text: UTF-8 without NUL. */
+static bool query_is_text(const char *bytes, size_t length)
 {
     const unsigned char *at = (const unsigned char *)bytes;
 
     while (length > 0) {
-        size_t n = utf8_sequence(at, length);
+        size_t n = at[0] < 0x80 ? 1 : query_utf8_sequence(at, length);
 
         if (n == 0 || at[0] == '\0')
             return false;
@@ -92,7 +92,8 @@ static bool is_text(const char *bytes, size_t length)
 }
 
 /* Decodes a value into space, NUL-terminated. NULL if it is not well-formed, or not text. */
-static const char *decode(struct space *space, struct part part, enum coding coding)
+static const char *query_decode(
+    struct query_space *space, struct query_part part, enum query_coding coding)
 {
     char *start = space->at, *to = start;
 
@@ -101,20 +102,20 @@ static const char *decode(struct space *space, struct part part, enum coding cod
     for (size_t i = 0; i < part.length; i++) {
         char c = part.at[i];
 
-        if (c == '%' && coding != CODING_NONE) {
-            int high = i + 2 < part.length ? hex_value(part.at[i + 1]) : -1;
-            int low = high >= 0 ? hex_value(part.at[i + 2]) : -1;
+        if (c == '%' && coding != QUERY_CODING_NONE) {
+            int high = i + 2 < part.length ? query_hex_value(part.at[i + 1]) : -1;
+            int low = high >= 0 ? query_hex_value(part.at[i + 2]) : -1;
 
             if (low < 0)
                 return NULL;
             c = (char)(high << 4 | low);
             i += 2;
-        } else if (c == '+' && coding == CODING_FORM) {
+        } else if (c == '+' && coding == QUERY_CODING_FORM) {
             c = ' ';
         }
         *to++ = c;
     }
-    if (!is_text(start, (size_t)(to - start)))
+    if (!query_is_text(start, (size_t)(to - start)))
         return NULL;
     *to++ = '\0';
     space->left -= (size_t)(to - start);
@@ -123,7 +124,7 @@ static const char *decode(struct space *space, struct part part, enum coding cod
 }
 
 /* Takes the last segment off a path; false if there is no slash left. */
-static bool take_segment(struct part *path, struct part *segment)
+static bool query_take_segment(struct query_part *path, struct query_part *segment)
 {
     const char *slash = memrchr(path->at, '/', path->length);
 
@@ -136,21 +137,21 @@ static bool take_segment(struct part *path, struct part *segment)
 }
 
 /* Finds the session and the instance in a path, from its end. */
-static bool split_path(struct part whole, struct path *path)
+static bool query_split_path(struct query_part whole, struct query_path *path)
 {
-    struct part word;
+    struct query_part word;
 
     if (whole.length > 0 && whole.at[whole.length - 1] == '/')
         whole.length--;
-    if (!take_segment(&whole, &path->session) || path->session.length == 0)
+    if (!query_take_segment(&whole, &path->session) || path->session.length == 0)
         return false;
-    if (!take_segment(&whole, &word) || !part_is(word, "sessions"))
+    if (!query_take_segment(&whole, &word) || !query_part_is(word, "sessions"))
         return false;
-    path->instance = (struct part){"", 0};
-    if (take_segment(&whole, &word)) {
-        struct part instance = word;
+    path->instance = (struct query_part){"", 0};
+    if (query_take_segment(&whole, &word)) {
+        struct query_part instance = word;
 
-        if (take_segment(&whole, &word) && part_is(word, "instances")) {
+        if (query_take_segment(&whole, &word) && query_part_is(word, "instances")) {
             path->instance = instance;
             return instance.length > 0;
         }
@@ -159,27 +160,28 @@ static bool split_path(struct part whole, struct path *path)
 }
 
 /* The path as the client sent it, else as the web server decoded it (RFC 3875, section 4.1.5). */
-static bool find_path(const struct query_source *source, struct space *space, struct path *path)
+static bool query_find_path(
+    const struct query_source *source, struct query_space *space, struct query_path *path)
 {
     const char *script = source->script_name ? source->script_name : "";
     const char *info = source->path_info ? source->path_info : "";
-    struct part whole = {space->at, strlen(script) + strlen(info)};
+    struct query_part whole = {space->at, strlen(script) + strlen(info)};
 
     if (source->request_uri && source->request_uri[0] != '\0') {
-        path->coding = CODING_PERCENT;
-        whole = (struct part){source->request_uri, strcspn(source->request_uri, "?#")};
-        return split_path(whole, path);
+        path->coding = QUERY_CODING_PERCENT;
+        whole = (struct query_part){source->request_uri, strcspn(source->request_uri, "?#")};
+        return query_split_path(whole, path);
     }
     if (whole.length >= space->left)
         return false;
     space->at = stpcpy(stpcpy(space->at, script), info) + 1;
     space->left -= whole.length + 1;
-    path->coding = CODING_NONE;
-    return split_path(whole, path);
+    path->coding = QUERY_CODING_NONE;
+    return query_split_path(whole, path);
 }
 
 /* Takes the first name=value pair off a query string; false if there is none. */
-static bool take_parameter(const char **at, struct part *name, struct part *value)
+static bool query_take_parameter(const char **at, struct query_part *name, struct query_part *value)
 {
     size_t length, equals;
 
@@ -187,23 +189,23 @@ static bool take_parameter(const char **at, struct part *name, struct part *valu
         return false;
     length = strcspn(*at, "&");
     equals = strcspn(*at, "=&");
-    *name = (struct part){*at, equals};
-    *value = equals < length ? (struct part){*at + equals + 1, length - equals - 1}
-                             : (struct part){*at + length, 0};
+    *name = (struct query_part){*at, equals};
+    *value = equals < length ? (struct query_part){*at + equals + 1, length - equals - 1}
+                             : (struct query_part){*at + length, 0};
     *at += length + ((*at)[length] == '&');
     return true;
 }
 
-/* How often a parameter is there; its last value. Names may be encoded as well as values. */
-static unsigned find_parameter(
-    const char *query, struct space space, const char *wanted, struct part *found)
+/* Counts how often a parameter is there, and gives its last value. Names are decoded too. */
+static unsigned query_find_parameter(
+    const char *query, struct query_space space, const char *wanted, struct query_part *found)
 {
-    struct part name, value;
+    struct query_part name, value;
     unsigned count = 0;
 
-    while (take_parameter(&query, &name, &value)) {
-        struct space scratch = space;
-        const char *plain = decode(&scratch, name, CODING_FORM);
+    while (query_take_parameter(&query, &name, &value)) {
+        struct query_space scratch = space;
+        const char *plain = query_decode(&scratch, name, QUERY_CODING_FORM);
 
         if (!plain || strcmp(plain, wanted) != 0)
             continue;
@@ -214,7 +216,7 @@ static unsigned find_parameter(
 }
 
 /* scheme ":" and at least one more character, none of them a control character or a space. */
-static bool is_absolute_uri(const char *text)
+static bool query_is_absolute_uri(const char *text)
 {
     static const char letters[] = "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ";
     static const char others[] =
@@ -229,7 +231,7 @@ static bool is_absolute_uri(const char *text)
     return true;
 }
 
-static bool read_number(const char *text, int64_t *number)
+static bool query_read_number(const char *text, int64_t *number)
 {
     if (*text == '\0')
         return false;
@@ -237,62 +239,63 @@ static bool read_number(const char *text, int64_t *number)
     for (; *text; text++) {
         if (*text < '0' || *text > '9')
             return false;
-        /* Past this bound any wait is too long, and further digits make no difference. */
+        /* Any number above this bound is too long a wait: further digits make no difference. */
         if (*number < INT64_MAX / 100)
             *number = *number * 10 + (*text - '0');
     }
     return true;
 }
 
-static enum query_verdict fault(
+static enum query_verdict query_fault(
     struct query *query, const char *parameter, enum query_verdict verdict)
 {
     query->parameter = parameter;
     return verdict;
 }
 
-static enum query_verdict read_parameters(
-    const char *query_string, struct space *space, struct query *query)
+static enum query_verdict query_read_parameters(
+    const char *query_string, struct query_space *space, struct query *query)
 {
-    struct part value;
+    struct query_part value;
     const char *text;
-    unsigned count = find_parameter(query_string, *space, "fulfillment_url", &value);
+    unsigned count = query_find_parameter(query_string, *space, "fulfillment_url", &value);
 
     if (count == 0)
-        return fault(query, "fulfillment_url", QUERY_PARAMETER_MISSING);
-    query->key.url = count == 1 ? decode(space, value, CODING_FORM) : NULL;
-    if (!query->key.url || !is_absolute_uri(query->key.url))
-        return fault(query, "fulfillment_url", QUERY_PARAMETER_MALFORMED);
+        return query_fault(query, "fulfillment_url", QUERY_PARAMETER_MISSING);
+    query->key.url = count == 1 ? query_decode(space, value, QUERY_CODING_FORM) : NULL;
+    if (!query->key.url || !query_is_absolute_uri(query->key.url))
+        return query_fault(query, "fulfillment_url", QUERY_PARAMETER_MALFORMED);
     query->timeout_ms = 0;
-    count = find_parameter(query_string, *space, "timeout_ms", &value);
+    count = query_find_parameter(query_string, *space, "timeout_ms", &value);
     if (count == 0)
         return QUERY_LOOKUP;
-    text = count == 1 ? decode(space, value, CODING_FORM) : NULL;
-    if (!text || !read_number(text, &query->timeout_ms))
-        return fault(query, "timeout_ms", QUERY_PARAMETER_MALFORMED);
+    text = count == 1 ? query_decode(space, value, QUERY_CODING_FORM) : NULL;
+    if (!text || !query_read_number(text, &query->timeout_ms))
+        return query_fault(query, "timeout_ms", QUERY_PARAMETER_MALFORMED);
     return QUERY_LOOKUP;
 }
 
 enum query_verdict query_read(
     const struct query_source *source, char space[QUERY_SPACE], struct query *query)
 {
-    struct space free_space = {space, QUERY_SPACE};
+    struct query_space free_space = {space, QUERY_SPACE};
     const char *method = source->method ? source->method : "";
-    struct path path;
+    struct query_path path;
 
     if (source->metrics && source->metrics[0] != '\0')
         return QUERY_METRICS;
-    if (!find_path(source, &free_space, &path))
+    if (!query_find_path(source, &free_space, &path))
         return QUERY_ENDPOINT_UNKNOWN;
     if (strcmp(method, "OPTIONS") == 0)
         return QUERY_OPTIONS;
     if (strcmp(method, "GET") != 0 && strcmp(method, "HEAD") != 0)
         return QUERY_METHOD_INVALID;
-    query->key.instance = decode(&free_space, path.instance, path.coding);
+    query->key.instance = query_decode(&free_space, path.instance, path.coding);
     if (!query->key.instance)
-        return fault(query, "instance", QUERY_PARAMETER_MALFORMED);
-    query->key.session = decode(&free_space, path.session, path.coding);
+        return query_fault(query, "instance", QUERY_PARAMETER_MALFORMED);
+    query->key.session = query_decode(&free_space, path.session, path.coding);
     if (!query->key.session)
-        return fault(query, "session_id", QUERY_PARAMETER_MALFORMED);
-    return read_parameters(source->query_string ? source->query_string : "", &free_space, query);
+        return query_fault(query, "session_id", QUERY_PARAMETER_MALFORMED);
+    return query_read_parameters(
+        source->query_string ? source->query_string : "", &free_space, query);
 }

@@ -7,9 +7,7 @@
 
 #include "session.h"
 
-/*
- * From the meta-variables of a request to the question it asks. No I/O and no memory of its own.
- */
+/* Reads the question from the meta-variables of a request. No I/O and no allocation. */
 
 /*
  * Room for the decoded values of any request whose meta-variables fit into RECORD_PARAMS_MAX bytes.
@@ -29,7 +27,7 @@ struct query_source {
     const char *metrics;
 };
 
-/* What a request turns out to be. */
+/* The result of query_read(). */
 enum query_verdict {
     QUERY_LOOKUP,              /* to be looked up; the query is filled in */
     QUERY_OPTIONS,             /* a preflight */

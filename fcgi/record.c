@@ -5,6 +5,8 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "state.h"
+
 static const struct {
     const char *name;
     size_t length;
@@ -43,7 +45,7 @@ static bool record_collect(struct record_bytes *to, const unsigned char *bytes, 
         size_t room = to->length + length;
         unsigned char *grown;
 
-        /* Many small records must not mean many copies. */
+        /* Grows by doubling, so that many small records do not mean many copies. */
         if (room < to->room * 2)
             room = to->room * 2;
         grown = realloc(to->at, room);
@@ -153,9 +155,19 @@ static bool record_is_of_request(const struct record_reader *reader)
     return reader->phase != RECORD_PHASE_IDLE && record_id(reader) == reader->request_id;
 }
 
-/* The one place where the present request changes its phase. */
+/* All transitions of record_phase. */
 static void record_set_phase(struct record_reader *reader, enum record_phase phase)
 {
+    static const unsigned sources[] = {
+        /* record_next(), which may come at any moment */
+        [RECORD_PHASE_IDLE] = STATE_SET(RECORD_PHASE_IDLE) | STATE_SET(RECORD_PHASE_PARAMS) |
+                              STATE_SET(RECORD_PHASE_STDIN) | STATE_SET(RECORD_PHASE_WHOLE),
+        [RECORD_PHASE_PARAMS] = STATE_SET(RECORD_PHASE_IDLE),
+        [RECORD_PHASE_STDIN] = STATE_SET(RECORD_PHASE_PARAMS),
+        [RECORD_PHASE_WHOLE] = STATE_SET(RECORD_PHASE_STDIN),
+    };
+
+    state_check(sources, reader->phase, phase);
     reader->phase = phase;
     switch (phase) {
     case RECORD_PHASE_IDLE:
@@ -171,9 +183,16 @@ static void record_set_phase(struct record_reader *reader, enum record_phase pha
     }
 }
 
-/* The one place where the record in progress goes on to its next part, or to the next record. */
+/* All transitions of record_part: to the next part of the record, or to the next record. */
 static void record_set_part(struct record_reader *reader, enum record_part part)
 {
+    static const unsigned sources[] = {
+        [RECORD_PART_HEADER] = STATE_SET(RECORD_PART_PADDING),
+        [RECORD_PART_CONTENT] = STATE_SET(RECORD_PART_HEADER),
+        [RECORD_PART_PADDING] = STATE_SET(RECORD_PART_CONTENT),
+    };
+
+    state_check(sources, reader->part, part);
     reader->part = part;
     switch (part) {
     case RECORD_PART_HEADER:
@@ -238,25 +257,25 @@ static enum record_event record_end_of_begin(struct record_reader *reader)
     unsigned role = (unsigned)reader->begin[0] << 8 | reader->begin[1];
 
     if (reader->phase != RECORD_PHASE_IDLE)
-        return RECORD_SECOND;
+        return RECORD_EVENT_SECOND;
     if (role != FCGI_RESPONDER)
-        return RECORD_UNKNOWN_ROLE;
+        return RECORD_EVENT_UNKNOWN_ROLE;
     record_set_phase(reader, RECORD_PHASE_PARAMS);
-    return RECORD_MORE;
+    return RECORD_EVENT_MORE;
 }
 
 static enum record_event record_end_of_params(struct record_reader *reader)
 {
     if (!record_keep_wanted(&reader->params))
-        return RECORD_BROKEN;
+        return RECORD_EVENT_BROKEN;
     record_set_phase(reader, RECORD_PHASE_STDIN);
-    return RECORD_MORE;
+    return RECORD_EVENT_MORE;
 }
 
 static enum record_event record_end_of_stdin(struct record_reader *reader)
 {
     record_set_phase(reader, RECORD_PHASE_WHOLE);
-    return RECORD_REQUEST;
+    return RECORD_EVENT_REQUEST;
 }
 
 /* The record in progress is complete, padding and all. */
@@ -264,16 +283,16 @@ static enum record_event record_complete(struct record_reader *reader)
 {
     reader->event_id = record_id(reader);
     if (record_id(reader) == FCGI_NULL_REQUEST_ID)
-        return RECORD_MANAGEMENT;
+        return RECORD_EVENT_MANAGEMENT;
     if (reader->header[1] == FCGI_BEGIN_REQUEST)
         return record_end_of_begin(reader);
     /* Records of a request that is not, or no longer, there are to be ignored (section 3.3). */
     if (!record_is_of_request(reader))
-        return RECORD_MORE;
+        return RECORD_EVENT_MORE;
     if (reader->header[1] == FCGI_ABORT_REQUEST)
-        return RECORD_ABORT;
+        return RECORD_EVENT_ABORT;
     if (record_content(reader) > 0)
-        return RECORD_MORE;
+        return RECORD_EVENT_MORE;
     return reader->header[1] == FCGI_PARAMS ? record_end_of_params(reader)
                                             : record_end_of_stdin(reader);
 }
@@ -290,11 +309,11 @@ static enum record_event record_read_header(
     memcpy(reader->header + reader->header_length, bytes, *used);
     reader->header_length = (uint8_t)(reader->header_length + *used);
     if (reader->header_length < sizeof reader->header)
-        return RECORD_MORE;
+        return RECORD_EVENT_MORE;
     if (!record_header_is_sound(reader))
-        return RECORD_BROKEN;
+        return RECORD_EVENT_BROKEN;
     record_set_part(reader, RECORD_PART_CONTENT);
-    return RECORD_MORE;
+    return RECORD_EVENT_MORE;
 }
 
 static enum record_event record_read_content(
@@ -302,11 +321,11 @@ static enum record_event record_read_content(
 {
     *used = record_smaller(length, reader->content_left);
     if (*used > 0 && !record_keep_content(reader, bytes, *used))
-        return RECORD_NO_MEMORY;
+        return RECORD_EVENT_NO_MEMORY;
     reader->content_left = (uint16_t)(reader->content_left - *used);
     if (reader->content_left == 0)
         record_set_part(reader, RECORD_PART_PADDING);
-    return RECORD_MORE;
+    return RECORD_EVENT_MORE;
 }
 
 static enum record_event record_read_padding(
@@ -315,7 +334,7 @@ static enum record_event record_read_padding(
     *used = record_smaller(length, reader->padding_left);
     reader->padding_left = (uint8_t)(reader->padding_left - *used);
     if (reader->padding_left > 0)
-        return RECORD_MORE;
+        return RECORD_EVENT_MORE;
     record_set_part(reader, RECORD_PART_HEADER);
     return record_complete(reader);
 }
@@ -344,10 +363,10 @@ static bool record_part_is_empty(const struct record_reader *reader)
 enum record_event record_read(
     struct record_reader *reader, const unsigned char *bytes, size_t length, size_t *used)
 {
-    enum record_event event = RECORD_MORE;
+    enum record_event event = RECORD_EVENT_MORE;
 
     *used = 0;
-    while (event == RECORD_MORE && (*used < length || record_part_is_empty(reader))) {
+    while (event == RECORD_EVENT_MORE && (*used < length || record_part_is_empty(reader))) {
         size_t n;
 
         event = record_read_part(reader, bytes + *used, length - *used, &n);
@@ -377,8 +396,8 @@ void record_request(const struct record_reader *reader, struct record_request *r
     request->length = head + params + sizeof request->tail;
 }
 
-/* The one value that FCGI_GET_VALUES can learn: no multiplexing. How many connections and requests
- * there may be is the operator's to say, by the limit on descriptors. */
+/* The only value that FCGI_GET_VALUES is told: no multiplexing. The numbers of connections and
+ * requests follow from the operator's limit on descriptors. */
 static size_t record_values_reply(const struct record_bytes *values, unsigned char *reply)
 {
     static const char name[] = FCGI_MPXS_CONNS;

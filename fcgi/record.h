@@ -26,16 +26,16 @@
 /* Parameters that are kept of a request; each name once. */
 #define RECORD_WANTED_MAX 6
 
-/* What the bytes read so far amount to. */
+/* The result of record_read(). */
 enum record_event {
-    RECORD_MORE,         /* all bytes are read, nothing is complete */
-    RECORD_REQUEST,      /* a request is complete, to the end of STDIN: see record_request() */
-    RECORD_MANAGEMENT,   /* a management record is complete: see record_management_reply() */
-    RECORD_SECOND,       /* another request begins while one is not done: FCGI_CANT_MPX_CONN */
-    RECORD_UNKNOWN_ROLE, /* a request for another role than RESPONDER: FCGI_UNKNOWN_ROLE */
-    RECORD_ABORT,        /* the peer has lost interest in the request (section 5.4) */
-    RECORD_BROKEN,       /* not FastCGI, or beyond the bounds: nothing after it can be understood */
-    RECORD_NO_MEMORY,    /* as RECORD_BROKEN, but it is our fault */
+    RECORD_EVENT_MORE,       /* all bytes are read, nothing is complete */
+    RECORD_EVENT_REQUEST,    /* a request is complete, to the end of STDIN: see record_request() */
+    RECORD_EVENT_MANAGEMENT, /* a management record is complete: see record_management_reply() */
+    RECORD_EVENT_SECOND,     /* another request begins while one is not done: FCGI_CANT_MPX_CONN */
+    RECORD_EVENT_UNKNOWN_ROLE, /* a request for another role than RESPONDER: FCGI_UNKNOWN_ROLE */
+    RECORD_EVENT_ABORT,        /* the peer has lost interest in the request (section 5.4) */
+    RECORD_EVENT_BROKEN, /* not FastCGI, or beyond the bounds: nothing after it can be understood */
+    RECORD_EVENT_NO_MEMORY, /* as RECORD_EVENT_BROKEN, but because we are out of memory */
 };
 
 /* How much of the record in progress has been read. */
@@ -80,7 +80,8 @@ struct record_reader {
     bool keep;                  /* FCGI_KEEP_CONN: the peer wants to go on with the connection */
     struct record_bytes params; /* content of PARAMS; from RECORD_PHASE_STDIN on the wanted ones */
 
-    /* The request id that RECORD_SECOND, RECORD_UNKNOWN_ROLE or RECORD_ABORT is about. */
+    /* The request id that RECORD_EVENT_SECOND, RECORD_EVENT_UNKNOWN_ROLE or RECORD_EVENT_ABORT is
+     * about. */
     uint16_t event_id;
 };
 
@@ -94,7 +95,8 @@ struct record_request {
 
 /*
  * Reads up to the first event. *used is how many of the length bytes it took; call again with the
- * rest until RECORD_MORE. After RECORD_BROKEN and RECORD_NO_MEMORY the connection has to be closed.
+ * rest until RECORD_EVENT_MORE. After RECORD_EVENT_BROKEN and RECORD_EVENT_NO_MEMORY the connection
+ * has to be closed.
  */
 enum record_event record_read(
     struct record_reader *reader, const unsigned char *bytes, size_t length, size_t *used);
@@ -111,7 +113,7 @@ void record_request(const struct record_reader *reader, struct record_request *r
 /*
  * Writes the answer to the management record that was read last (sections 4.1 and 4.2):
  * FCGI_GET_VALUES_RESULT or FCGI_UNKNOWN_TYPE. Returns its length. To be called upon
- * RECORD_MANAGEMENT, before more is read.
+ * RECORD_EVENT_MANAGEMENT, before more is read.
  */
 size_t record_management_reply(struct record_reader *reader, unsigned char reply[RECORD_REPLY_MAX]);
 

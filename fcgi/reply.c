@@ -8,7 +8,7 @@
 
 #define ANY_ORIGIN "Access-Control-Allow-Origin: *\r\nAccess-Control-Expose-Headers: *\r\n"
 
-/* GANA's registry of error codes calls these TALER_EC_…; 0 where the answer is no error. */
+/* TALER_EC_… in GANA's registry of error codes; 0 where the answer is no error. */
 static const struct {
     const char *status;
     int code;
@@ -36,7 +36,7 @@ int reply_code(enum reply_kind kind)
     return kinds[kind].code;
 }
 
-static cJSON *make_object(enum reply_kind kind, const char *text)
+static cJSON *reply_make_object(enum reply_kind kind, const char *text)
 {
     cJSON *object = cJSON_CreateObject();
     bool ok = object;
@@ -54,16 +54,16 @@ static cJSON *make_object(enum reply_kind kind, const char *text)
     return NULL;
 }
 
-static char *make_body(enum reply_kind kind, const char *text)
+static char *reply_make_body(enum reply_kind kind, const char *text)
 {
-    cJSON *object = make_object(kind, text);
+    cJSON *object = reply_make_object(kind, text);
     char *body = object ? cJSON_PrintUnformatted(object) : NULL;
 
     cJSON_Delete(object);
     return body;
 }
 
-static char *print_options(size_t *length)
+static char *reply_print_options(size_t *length)
 {
     char *reply =
         strdup("Status: 204 No Content\r\n" ANY_ORIGIN "Access-Control-Allow-Headers: *\r\n"
@@ -80,8 +80,8 @@ char *reply_make(enum reply_kind kind, const char *text, bool head, size_t *leng
     int n;
 
     if (kind == REPLY_OPTIONS)
-        return print_options(length);
-    body = make_body(kind, text);
+        return reply_print_options(length);
+    body = reply_make_body(kind, text);
     if (!body)
         return NULL;
     n = asprintf(&reply,

@@ -14,7 +14,7 @@
 #include <sys/syscall.h>
 #include <unistd.h>
 
-/* The rights that came with later versions of Landlock, for older headers. */
+/* Rights of later versions of Landlock, for older kernel headers. */
 #ifndef LANDLOCK_ACCESS_FS_REFER
 #define LANDLOCK_ACCESS_FS_REFER (1ULL << 13)
 #endif
@@ -28,8 +28,8 @@
 /* What a rule for a file can allow; the others are for directories. */
 #define SANDBOX_FILE_RIGHTS LANDLOCK_ACCESS_FS_READ_FILE
 
-/* Where libraries, certificates and the configuration of the resolver are. Passwords of the system
- * and the files of other services are out of reach by their permissions, or elsewhere. */
+/* Directories of libraries, certificates and the resolver's configuration. Secrets in them are
+ * protected by their own permissions. */
 static const char *const sandbox_system[] = {
     "/dev", "/etc", "/lib", "/lib64", "/proc", "/run", "/usr", "/var/lib/sss"};
 
@@ -99,7 +99,7 @@ static void sandbox_allow_conninfo(int rules, PQconninfoOption *conninfo)
     PQconninfoFree(conninfo);
 }
 
-/* Without a pool it is this process that removes its socket at the end. */
+/* Without a pool this process removes its socket at its end. */
 static void sandbox_allow_socket(int rules, const struct options *options)
 {
     char *directory, *slash;

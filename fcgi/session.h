@@ -4,14 +4,14 @@
 
 #include <stdbool.h>
 
-/* Which session a request is about. UTF-8 strings. */
+/* The session that a request is about. UTF-8 strings. */
 struct session_key {
     const char *session;  /* never "" */
     const char *url;      /* fulfillment_url */
     const char *instance; /* "" for the instance of the un-prefixed path */
 };
 
-/* What the database knows of a session. */
+/* The status of a session in the database. */
 enum session_status {
     SESSION_NO_INSTANCE, /* there is no such instance */
     SESSION_UNKNOWN,     /* no order matches */
@@ -21,7 +21,11 @@ enum session_status {
     SESSION_NOT_ASKED,   /* no answer: there was no room in this batch, but is in a later one */
 };
 
-/* What the database is asked about a session. */
+/*
+ * What the database is asked about a session. An order is unclaimed, and in merchant_orders alone,
+ * until a wallet claims it. From then on it is claimed, and in merchant_contract_terms. Only
+ * claimed orders can be paid.
+ */
 enum session_question {
     QUESTION_EVERYTHING, /* all that is known of it, unclaimed orders too */
     QUESTION_PAYMENT,    /* claimed orders alone: all that matters while a request waits, at half

@@ -8,7 +8,7 @@
 
 /* PostgreSQL's error codes, SQLSTATE (PostgreSQL manual, appendix A). */
 
-/* What matters of an error. */
+/* The kinds of errors that are handled differently. */
 enum sqlstate_kind {
     SQLSTATE_LOCKED,   /* a lock was not to be had within lock_timeout */
     SQLSTATE_SLOW,     /* the statement was cancelled: statement_timeout */
@@ -19,11 +19,9 @@ enum sqlstate_kind {
 /* The kind of the error in a result. */
 enum sqlstate_kind sqlstate_of(const PGresult *result);
 
-/*
- * Writes what the log may say of an error: its message, if it is about the tables or the server,
- * and not about the values in a statement, which are secret, and its code. False if the result has
- * neither: libpq has made it up, and PQerrorMessage() of the connection says why.
- */
+/* Writes the description of an error that may be logged: its code, and its message if that is
+ * about tables or the server, but not if it may quote values, which are secret. False if the
+ * result has neither: then libpq made it, and PQerrorMessage() of the connection has the reason. */
 bool sqlstate_describe(const PGresult *result, char *text, size_t size);
 
 /*

@@ -9,7 +9,7 @@
 /* The type of the elements (PostgreSQL's pg_type.h, which clients don't have). */
 #define TYPE_TEXT 25
 
-static void put_bytes(struct text_array *array, const void *from, size_t length)
+static void text_array_put_bytes(struct text_array *array, const void *from, size_t length)
 {
     if (array->failed)
         return;
@@ -27,32 +27,25 @@ static void put_bytes(struct text_array *array, const void *from, size_t length)
     array->length += length;
 }
 
-static void put_int4(struct text_array *array, size_t value)
-{
-    uint32_t wire = htonl((uint32_t)value);
-
-    put_bytes(array, &wire, sizeof wire);
-}
-
 /* The head is what PostgreSQL's array_recv() reads: dimensions, whether there are NULLs, type, and
  * for the one dimension its length and its first index. */
 void text_array_start(struct text_array *array, size_t count)
 {
+    const uint32_t head[] = {
+        htonl(1), htonl(0), htonl(TYPE_TEXT), htonl((uint32_t)count), htonl(1)};
+
     array->length = 0;
     array->failed = false;
-    put_int4(array, 1);
-    put_int4(array, 0);
-    put_int4(array, TYPE_TEXT);
-    put_int4(array, count);
-    put_int4(array, 1);
+    text_array_put_bytes(array, head, sizeof head);
 }
 
 void text_array_add(struct text_array *array, const char *text)
 {
-    size_t length = strlen(text);
+    const size_t length = strlen(text);
+    const uint32_t wire = htonl((uint32_t)length);
 
-    put_int4(array, length);
-    put_bytes(array, text, length);
+    text_array_put_bytes(array, &wire, sizeof wire);
+    text_array_put_bytes(array, text, length);
 }
 
 void text_array_free(struct text_array *array)

@@ -5,6 +5,8 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "state.h"
+
 /*
  * The budgets of polling: one for sessions with a claimed order and one for the others, so that
  * neither keeps the other from being polled. Each is credited with a tenth of the connection's
@@ -17,10 +19,10 @@
 #define BUDGET_CREDIT_MAX (300 * USEC_PER_MS)
 #define BUDGET_CHARGE_MAX (100 * USEC_PER_MS)
 
-/* The road to the database is the shortest time of so many checks, of the last and of the ones
- * before: a few seconds, so that it follows a network that changes, and a single check that found
- * the machine busy does not count. */
-#define ROAD_CHECKS 64
+/* The round trip to the database is the shortest duration of a check among the last
+ * ROUND_TRIP_CHECKS and those before, which is a few seconds. So it follows changes of the network,
+ * and one slow check does not count. */
+#define ROUND_TRIP_CHECKS 64
 
 /* Limit of a batch of polls of claimed orders: those who are about to pay wait for its end. */
 #define CLAIMED_BATCH_MAX 64
@@ -37,13 +39,23 @@
 #define GATHER_ENOUGH 16
 #define GATHER_TIME   500
 
-/* A key whose instance could not be asked is asked about again after this time. */
+/* Pause before a key is asked about again whose instance could not be asked. */
 #define HOLD_TIME (250 * USEC_PER_MS)
 
 /* New requests are asked about in turn by instance, so that many for one instance do not delay
  * those for another. Instances are distinguished by a hash: those of the same hash share a flow. A
  * batch has room for some of each flow. */
 #define FLOWS 64
+
+/* The diagram in waiting.h, as a table. */
+static const unsigned waiter_sources[] = {
+    [WAITER_PARKED] = STATE_SET(WAITER_PARKABLE),
+    [WAITER_LAST] = STATE_SET(WAITER_PARKED),
+    [WAITER_PARKABLE] = STATE_SET(WAITER_NEW),
+    [WAITER_KNOWN] = STATE_SET(WAITER_NEW) | STATE_SET(WAITER_PARKED) | STATE_SET(WAITER_LAST) |
+                     STATE_SET(WAITER_PARKABLE),
+    [WAITER_FAILED] = STATE_SET(WAITER_NEW) | STATE_SET(WAITER_LAST),
+};
 
 TAILQ_HEAD(watch_list, watch);
 
@@ -56,22 +68,22 @@ struct flow {
 TAILQ_HEAD(flow_list, flow);
 
 struct budget {
-    usec_t credit; /* at the time below; below 0: in debt */
+    usec_t credit; /* at the time below; negative: polling has taken too much */
     usec_t at;
 };
 
-/* What a statement takes that costs the database nothing, as the checks measure it. */
-struct road {
+/* The part of a statement's duration that costs the database nothing, as the checks measure it. */
+struct round_trip {
     usec_t shortest; /* of `checks` checks */
-    usec_t before;   /* of the ROAD_CHECKS before them; USEC_NEVER: there were none */
+    usec_t before;   /* of the ROUND_TRIP_CHECKS before them; USEC_NEVER: there were none */
     unsigned checks;
 };
 
 /* What a turn of the database connection is for. */
-enum turn {
-    TURN_FRESH, /* requests that ask */
-    TURN_CHECK,
-    TURN_POLL,
+enum waiting_turn {
+    WAITING_TURN_ASKING, /* requests that ask */
+    WAITING_TURN_CHECK,
+    WAITING_TURN_POLL,
 };
 
 struct waiting {
@@ -95,12 +107,12 @@ struct waiting {
 
     uint64_t version; /* of the database, as the last check found it */
     usec_t check_due;
-    enum turn last_turn;
-    bool last_was_check;  /* of the last two turns that were not TURN_FRESH, the later */
-    usec_t fresh_at;      /* when requests that ask were last asked about */
+    enum waiting_turn last_turn;
+    bool last_was_check;  /* of the last two turns that were not WAITING_TURN_ASKING, the later */
+    usec_t asking_at;     /* when requests that ask were last asked about */
     usec_t gather_until;  /* the next batch of those is put off until then, */
     size_t gather_enough; /* unless so many requests ask */
-    struct road road;
+    struct round_trip round_trip;
     struct budget budgets[WATCH_AWAY]; /* by place; of parked watches */
 };
 
@@ -125,7 +137,7 @@ struct waiting *waiting_new(usec_t check_interval, usec_t patience)
     waiting->check_interval = check_interval;
     waiting->patience = patience;
     waiting->stop_limit = USEC_NEVER;
-    waiting->road = (struct road){.shortest = USEC_NEVER, .before = USEC_NEVER};
+    waiting->round_trip = (struct round_trip){.shortest = USEC_NEVER, .before = USEC_NEVER};
     for (int place = 0; place < WATCH_AWAY; place++) {
         TAILQ_INIT(&waiting->places[place]);
         TAILQ_INIT(&waiting->polled[place]);
@@ -256,7 +268,7 @@ static void waiting_unlink_watch(struct waiting *waiting, struct watch *watch)
         TAILQ_REMOVE(&waiting->turns, flow, link);
 }
 
-/* The one place where a watch moves. */
+/* All transitions of watch_place. */
 static void waiting_move_watch(struct waiting *waiting, struct watch *watch, enum watch_place place)
 {
     if (watch->place == place)
@@ -270,7 +282,7 @@ static void waiting_move_watch(struct waiting *waiting, struct watch *watch, enu
         watch->held_until = 0;
 }
 
-/* The database has changed: whatever was looked up before has to be polled. */
+/* Notes that the database has changed: all parked watches have to be polled. */
 static void waiting_set_version(struct waiting *waiting, uint64_t version)
 {
     if (version == waiting->version)
@@ -292,7 +304,7 @@ static void waiting_enter(struct waiting *waiting, struct waiter *waiter, enum w
     TAILQ_INSERT_TAIL(waiting_list_of(waiting, waiter), waiter, link);
     waiter->watch->outcomes += state >= WAITER_LISTS;
     waiting->counts[state]++;
-    /* A batch that is under way was sent too early to answer one that asks only now. */
+    /* The batch under way was sent before this request asked: it must not answer it. */
     if (state == WAITER_NEW || state == WAITER_LAST)
         waiter->batch = waiting->batch_number + 1;
     if (state == WAITER_KNOWN || state == WAITER_FAILED)
@@ -312,8 +324,8 @@ static void waiting_place_watch(struct waiting *waiting, struct watch *watch)
         waiting_move_watch(waiting, watch, watch_proper_place(watch));
 }
 
-/* Those that were held back for long enough go where they belong. The list is in the order of its
- * times: all were held back for the same time. */
+/* Moves watches that were held for long enough to their proper place. The list is sorted by
+ * time, since all are held for the same time. */
 static void waiting_release_held(struct waiting *waiting, usec_t now)
 {
     struct watch *watch;
@@ -331,10 +343,11 @@ static usec_t waiting_held_due(const struct waiting *waiting)
     return first ? first->held_until : USEC_NEVER;
 }
 
-/* The one place where a waiter that stays changes its state. */
+/* All transitions of waiter_state, except into NEW and at the end. */
 static void waiting_set_state(
     struct waiting *waiting, struct waiter *waiter, enum waiter_state state)
 {
+    state_check(waiter_sources, waiter->state, state);
     waiting_leave(waiting, waiter);
     waiting_enter(waiting, waiter, state);
     waiting_place_watch(waiting, waiter->watch);
@@ -394,18 +407,18 @@ static usec_t budget_due(const struct budget *budget)
     return budget->credit > 0 ? 0 : budget->at + (1 - budget->credit) * BUDGET_SHARE;
 }
 
-static void road_add(struct road *road, usec_t took)
+static void round_trip_add(struct round_trip *round_trip, usec_t took)
 {
-    if (road->checks == ROAD_CHECKS)
-        *road = (struct road){.shortest = USEC_NEVER, .before = road->shortest};
-    road->shortest = usec_min(road->shortest, took);
-    road->checks++;
+    if (round_trip->checks == ROUND_TRIP_CHECKS)
+        *round_trip = (struct round_trip){.shortest = USEC_NEVER, .before = round_trip->shortest};
+    round_trip->shortest = usec_min(round_trip->shortest, took);
+    round_trip->checks++;
 }
 
 /* USEC_NEVER before the first check. */
-static usec_t road_time(const struct road *road)
+static usec_t round_trip_time(const struct round_trip *round_trip)
 {
-    return usec_min(road->shortest, road->before);
+    return usec_min(round_trip->shortest, round_trip->before);
 }
 
 /* When the watches of a place of parked ones may be polled; USEC_NEVER if none has to be. */
@@ -422,7 +435,7 @@ static usec_t waiting_poll_due(const struct waiting *waiting)
         waiting_place_due(waiting, WATCH_CLAIMED), waiting_place_due(waiting, WATCH_UNCLAIMED));
 }
 
-static bool waiting_anybody_asks(const struct waiting *waiting)
+static bool waiting_any_asking(const struct waiting *waiting)
 {
     return !TAILQ_EMPTY(&waiting->turns) || !TAILQ_EMPTY(&waiting->places[WATCH_LASTS]);
 }
@@ -434,7 +447,7 @@ static bool waiting_gathers(const struct waiting *waiting, usec_t now)
     return now < waiting->gather_until && asking < waiting->gather_enough;
 }
 
-/* A batch of requests that ask has ended: whether the next one is gathered. */
+/* Decides whether the next batch of new requests is gathered. */
 static void waiting_note_load(struct waiting *waiting, usec_t now)
 {
     size_t twice = 2 * waiting->batch_count;
@@ -480,20 +493,20 @@ static void waiting_fill_batch(struct waiting *waiting, enum watch_place place, 
     }
 }
 
-static void waiting_take_fresh(struct waiting *waiting, usec_t now)
+static void waiting_take_asking(struct waiting *waiting, usec_t now)
 {
     bool lasts = !TAILQ_EMPTY(&waiting->places[WATCH_LASTS]);
 
     waiting_start_batch(waiting, QUESTION_EVERYTHING, now);
-    waiting->fresh_at = now;
-    /* However many new requests there are, some room is left for the others. */
+    waiting->asking_at = now;
+    /* New requests leave a part of each batch to the others, however many they are. */
     waiting_fill_batch(
         waiting, WATCH_NEWCOMERS, lasts ? SESSION_BATCH_MAX * 3 / 4 : SESSION_BATCH_MAX);
     waiting_fill_batch(waiting, WATCH_LASTS, SESSION_BATCH_MAX);
     waiting_fill_batch(waiting, WATCH_NEWCOMERS, SESSION_BATCH_MAX);
 }
 
-/* Those about to pay go first, but where both kinds are due they take turns. */
+/* Claimed orders go first; where both kinds are due they take turns. */
 static enum watch_place waiting_choose_polls(const struct waiting *waiting, usec_t now)
 {
     bool claimed = waiting_place_due(waiting, WATCH_CLAIMED) <= now;
@@ -509,7 +522,7 @@ static void waiting_take_polls(struct waiting *waiting, usec_t now)
     enum watch_place place = waiting_choose_polls(waiting, now);
     size_t max = place == WATCH_CLAIMED ? CLAIMED_BATCH_MAX : SESSION_BATCH_MAX;
 
-    if (now - waiting->fresh_at < BUSY_TIME)
+    if (now - waiting->asking_at < BUSY_TIME)
         max = BUSY_BATCH_MAX;
     waiting->last_polled = place;
     waiting_start_batch(waiting, QUESTION_PAYMENT, now);
@@ -529,55 +542,55 @@ static bool waiting_check_is_due(const struct waiting *waiting, usec_t now)
     return waiting_parked(waiting) > 0 && waiting->check_due <= now;
 }
 
-/* Whose turn it is: requests that ask, but every other turn is for checks and polls, and of these
- * every other one for polls, where there are any. False if there is nothing to do. */
-static bool waiting_choose_turn(struct waiting *waiting, enum turn *turn, usec_t now)
+/* Chooses the turn. Requests that ask go first, but every other turn is for checks and polls,
+ * and every other one of these for polls. False if there is nothing to do. */
+static bool waiting_choose_turn(struct waiting *waiting, enum waiting_turn *turn, usec_t now)
 {
     bool check = waiting_check_is_due(waiting, now);
     bool poll = waiting_poll_due(waiting) <= now;
-    bool fresh = waiting_anybody_asks(waiting) && !waiting_gathers(waiting, now);
+    bool asking = waiting_any_asking(waiting) && !waiting_gathers(waiting, now);
 
-    if (fresh && !((check || poll) && waiting->last_turn == TURN_FRESH))
-        *turn = TURN_FRESH;
+    if (asking && !((check || poll) && waiting->last_turn == WAITING_TURN_ASKING))
+        *turn = WAITING_TURN_ASKING;
     else if (check && !(poll && waiting->last_was_check))
-        *turn = TURN_CHECK;
+        *turn = WAITING_TURN_CHECK;
     else if (poll)
-        *turn = TURN_POLL;
+        *turn = WAITING_TURN_POLL;
     else
         return false;
     waiting->last_turn = *turn;
-    if (*turn != TURN_FRESH)
-        waiting->last_was_check = *turn == TURN_CHECK;
+    if (*turn != WAITING_TURN_ASKING)
+        waiting->last_was_check = *turn == WAITING_TURN_CHECK;
     return true;
 }
 
 enum waiting_step waiting_next(struct waiting *waiting, struct waiting_batch *batch, usec_t now)
 {
-    enum turn turn;
+    enum waiting_turn turn;
 
     waiting_release_held(waiting, now);
     if (!waiting_choose_turn(waiting, &turn, now))
-        return WAITING_NOTHING;
+        return WAITING_STEP_NOTHING;
     switch (turn) {
-    case TURN_FRESH:
-        waiting_take_fresh(waiting, now);
+    case WAITING_TURN_ASKING:
+        waiting_take_asking(waiting, now);
         break;
-    case TURN_CHECK:
+    case WAITING_TURN_CHECK:
         waiting->sent_at = now;
-        return WAITING_CHECK;
-    case TURN_POLL:
+        return WAITING_STEP_CHECK;
+    case WAITING_TURN_POLL:
         waiting_take_polls(waiting, now);
         break;
     }
     waiting_copy_batch(waiting, batch);
-    return WAITING_BATCH;
+    return WAITING_STEP_BATCH;
 }
 
 usec_t waiting_due(const struct waiting *waiting, usec_t now)
 {
     usec_t due = usec_min(waiting_poll_due(waiting), waiting_held_due(waiting));
 
-    if (waiting_anybody_asks(waiting))
+    if (waiting_any_asking(waiting))
         due = usec_min(due, waiting_gathers(waiting, now) ? waiting->gather_until : now);
     if (waiting_parked(waiting) > 0)
         due = usec_min(due, waiting->check_due);
@@ -587,10 +600,11 @@ usec_t waiting_due(const struct waiting *waiting, usec_t now)
 void waiting_checked(struct waiting *waiting, uint64_t version, usec_t now)
 {
     waiting_set_version(waiting, version);
-    road_add(&waiting->road, now - waiting->sent_at);
-    /* Where the road is long, half of the time at least belongs to others. */
-    waiting->check_due =
-        usec_max(waiting->sent_at + waiting->check_interval, now + road_time(&waiting->road));
+    round_trip_add(&waiting->round_trip, now - waiting->sent_at);
+    /* Where the round trip is long, at least half of the connection's time is left for other
+     * batches. */
+    waiting->check_due = usec_max(
+        waiting->sent_at + waiting->check_interval, now + round_trip_time(&waiting->round_trip));
 }
 
 static bool watch_learn(struct watch *watch, const struct session_answer *answer)
@@ -605,7 +619,7 @@ static bool watch_learn(struct watch *watch, const struct session_answer *answer
     return true;
 }
 
-/* Moves the waiters in one state that the batch under way can answer on to another state. */
+/* Moves waiters from one state to another, if the batch under way can answer them. */
 static void waiting_move_asked(
     struct waiting *waiting, struct watch *watch, enum waiter_state from, enum waiter_state to)
 {
@@ -615,28 +629,28 @@ static void waiting_move_asked(
         waiting_set_state(waiting, waiter, to);
 }
 
-/* New requests that were looked up and are not paid: those that have time, and room, are to be
- * parked. */
-static void waiting_settle_new(
+/* Answers new requests that were looked up and are not paid, except those that are to be parked:
+ * they have time, and there is room. */
+static void waiting_answer_new(
     struct waiting *waiting, struct watch *watch, size_t park_limit, usec_t now)
 {
     struct waiter *waiter;
 
     while ((waiter = TAILQ_FIRST(&watch->waiters[WAITER_NEW])) &&
            waiter->batch <= waiting->batch_number) {
-        bool room = waiting->counts[WAITER_PARKED] + waiting->counts[WAITER_SETTLED] < park_limit;
+        bool room = waiting->counts[WAITER_PARKED] + waiting->counts[WAITER_PARKABLE] < park_limit;
         bool time = waiter->deadline > now && waiting->stop_limit == USEC_NEVER;
 
-        waiting_set_state(waiting, waiter, room && time ? WAITER_SETTLED : WAITER_KNOWN);
+        waiting_set_state(waiting, waiter, room && time ? WAITER_PARKABLE : WAITER_KNOWN);
     }
 }
 
-static void waiting_settle_watch(struct waiting *waiting, struct watch *watch,
+static void waiting_answer_watch(struct waiting *waiting, struct watch *watch,
     const struct session_answer *answer, size_t park_limit, usec_t now)
 {
     bool everything = waiting->question == QUESTION_EVERYTHING;
     bool final = answer->status == SESSION_PAID || answer->status == SESSION_NO_INSTANCE;
-    /* A poll says nothing of unclaimed orders, of which one that is known may be newer. */
+    /* A poll does not tell unclaimed orders, and the one that is known may be newer. */
     bool news = answer->status == SESSION_UNPAID && watch->status == SESSION_UNKNOWN;
 
     if (answer->status == SESSION_NOT_ASKED)
@@ -655,7 +669,7 @@ static void waiting_settle_watch(struct waiting *waiting, struct watch *watch,
         waiting_move_asked(waiting, watch, WAITER_PARKED, WAITER_KNOWN);
         waiting_move_asked(waiting, watch, WAITER_LAST, WAITER_KNOWN);
     } else if (everything) {
-        waiting_settle_new(waiting, watch, park_limit, now);
+        waiting_answer_new(waiting, watch, park_limit, now);
         waiting_move_asked(waiting, watch, WAITER_LAST, WAITER_KNOWN);
     }
 }
@@ -671,16 +685,16 @@ static void waiting_end_batch(struct waiting *waiting)
     waiting->batch_count = 0;
 }
 
-void waiting_settle(
+void waiting_answered(
     struct waiting *waiting, const struct session_answer *answers, size_t park_limit, usec_t now)
 {
     if (waiting->question == QUESTION_PAYMENT)
         budget_charge(&waiting->budgets[waiting->last_polled],
-            usec_max(now - waiting->sent_at - road_time(&waiting->road), 0), now);
+            usec_max(now - waiting->sent_at - round_trip_time(&waiting->round_trip), 0), now);
     else
         waiting_note_load(waiting, now);
     for (size_t i = 0; i < waiting->batch_count; i++)
-        waiting_settle_watch(waiting, waiting->batch[i], &answers[i], park_limit, now);
+        waiting_answer_watch(waiting, waiting->batch[i], &answers[i], park_limit, now);
     waiting_end_batch(waiting);
 }
 
@@ -711,7 +725,7 @@ static void waiting_expire_waiter(struct waiting *waiting, struct waiter *waiter
     case WAITER_NEW:
         waiting_set_state(waiting, waiter, WAITER_FAILED);
         break;
-    case WAITER_SETTLED:
+    case WAITER_PARKABLE:
         waiting_set_state(waiting, waiter, WAITER_KNOWN);
         break;
     case WAITER_KNOWN:
@@ -739,7 +753,7 @@ usec_t waiting_expire_due(const struct waiting *waiting)
 void waiting_stop(struct waiting *waiting, usec_t limit)
 {
     waiting->stop_limit = limit;
-    /* From the end, since an alarm that is put off moves towards it. */
+    /* Backwards, since an alarm that is put off moves towards the end. */
     for (size_t i = waiting->alarms.count; i-- > 0;) {
         struct waiter *waiter = waiting_waiter_of(waiting->alarms.nodes[i]);
 

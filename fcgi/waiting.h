@@ -38,18 +38,18 @@ struct waiting;
 
 /* The states of a request. waiting_set_state() in waiting.c makes every transition:
  *
- *     NEW ──looked up──► SETTLED ──waiting_park()──► PARKED ──deadline, stop──► LAST
+ *     NEW ──looked up──► PARKABLE ──waiting_park()──► PARKED ──deadline, stop──► LAST
  *      │                    │                          │                         │
- *      └─► FAILED           └─► KNOWN ◄────paid────────┴────────looked up────────┤
- *                                                                     FAILED ◄───┘
+ *      ├──paid, no time──► KNOWN ◄────────────paid─────┴────────looked up────────┤
+ *      └──no answer──► FAILED ◄──────────────────────────────────no answer───────┘
  */
 enum waiter_state {
-    WAITER_NEW,     /* asks for its first lookup; in the watch's list of this state */
-    WAITER_PARKED,  /* looked up, not paid, has time until its deadline; likewise */
-    WAITER_LAST,    /* was parked, asks for a last lookup; likewise */
-    WAITER_SETTLED, /* looked up, not paid, has time: an outcome, to be parked or answered */
-    WAITER_KNOWN,   /* an outcome: to be answered with what its watch knows */
-    WAITER_FAILED,  /* an outcome: the database gave no answer in time */
+    WAITER_NEW,      /* asks for its first lookup; in the watch's list of this state */
+    WAITER_PARKED,   /* looked up, not paid, has time until its deadline; likewise */
+    WAITER_LAST,     /* was parked, asks for a last lookup; likewise */
+    WAITER_PARKABLE, /* looked up, not paid, has time: an outcome, to be parked or answered */
+    WAITER_KNOWN,    /* an outcome: to be answered with what its watch knows */
+    WAITER_FAILED,   /* an outcome: the database gave no answer in time */
 };
 
 /* The states in which a waiter is in a list of its watch. */
@@ -67,15 +67,15 @@ struct waiter {
 
 TAILQ_HEAD(waiter_list, waiter);
 
-/* Where a watch is. It is in one list: see waiting_watch_list() in waiting.c. */
+/* The place of a watch. Each place has its list: see waiting_watch_list() in waiting.c. */
 enum watch_place {
-    WATCH_NEWCOMERS, /* has a waiter that is NEW */
-    WATCH_LASTS,     /* has none, but one that is LAST */
-    WATCH_CLAIMED,   /* has parked waiters alone; a wallet has claimed an order */
-    WATCH_UNCLAIMED, /* has parked waiters alone; no wallet has, as far as is known */
+    WATCH_NEWCOMERS, /* has a NEW waiter */
+    WATCH_LASTS,     /* has a LAST waiter, and no NEW one */
+    WATCH_CLAIMED,   /* has only PARKED waiters; a wallet has claimed an order */
+    WATCH_UNCLAIMED, /* has only PARKED waiters; no claimed order is known */
     WATCH_HELD,      /* its instance could not be asked: not asked about before held_until */
     WATCH_IN_BATCH,  /* the batch under way asks about it */
-    WATCH_AWAY,      /* has no waiter in its lists: goes when its last outcome is taken */
+    WATCH_AWAY,      /* has no waiter in its lists: freed with its last outcome */
 };
 
 /* One key and all who wait for it. Callers only read. */
@@ -97,9 +97,9 @@ struct watch {
 
 /* What the caller is to send to the database. */
 enum waiting_step {
-    WAITING_NOTHING, /* nothing to ask yet: see waiting_due() */
-    WAITING_CHECK,   /* whether the database has changed: report by waiting_checked() */
-    WAITING_BATCH,   /* the batch: report by waiting_settle() */
+    WAITING_STEP_NOTHING, /* nothing to ask yet: see waiting_due() */
+    WAITING_STEP_CHECK,   /* whether the database has changed: report by waiting_checked() */
+    WAITING_STEP_BATCH,   /* the batch: report by waiting_answered() */
 };
 
 /* The keys of a batch, which live until its end is reported. */
@@ -121,10 +121,10 @@ void waiting_free(struct waiting *waiting);
 bool waiting_add(struct waiting *waiting, struct waiter *waiter, const struct session_key *key,
     usec_t deadline, usec_t now);
 
-/* The request leaves, in whatever state: it was answered, or its client has gone. */
+/* Removes a request, whatever its state: it was answered, or its client has left. */
 void waiting_remove(struct waiting *waiting, struct waiter *waiter);
 
-/* A waiter that is SETTLED becomes PARKED. The other way to deal with it is to answer it with what
+/* A waiter that is PARKABLE becomes PARKED. The other way to deal with it is to answer it with what
  * its watch knows. */
 void waiting_park(struct waiting *waiting, struct waiter *waiter);
 
@@ -146,25 +146,25 @@ void waiting_checked(struct waiting *waiting, uint64_t version, usec_t now);
  * SESSION_NOT_ASKED is asked about again, and one that is SESSION_FAILED too, but only after a
  * pause. No more than park_limit waiters will be parked; those beyond it are answered with what is
  * known. */
-void waiting_settle(
+void waiting_answered(
     struct waiting *waiting, const struct session_answer *answers, size_t park_limit, usec_t now);
 
 /* The check or batch under way, if there is one, has no answer: its keys are asked about again. */
 void waiting_failed(struct waiting *waiting);
 
-/* Deals with every waiter whose state has to end by now: deadlines and the end of patience. One
- * that is SETTLED becomes KNOWN. */
+/* Handles every waiter whose state has to end by now: by its deadline or the end of its
+ * patience. A PARKABLE waiter becomes KNOWN. */
 void waiting_expire(struct waiting *waiting, usec_t now);
 
 /* When waiting_expire() has something to do; USEC_NEVER if nobody waits. */
 usec_t waiting_expire_due(const struct waiting *waiting);
 
-/* From now on nobody is parked. All parked waiters ask a last time, and who has no answer at the
- * limit (a point in time) is answered with what the last lookup knew, or has FAILED if there was
- * none. Outcomes have been taken before. */
+/* From now on no request is parked. All parked waiters ask a last time. A waiter that has no
+ * answer at the limit (a point in time) is answered with what the last lookup knew, or FAILED if
+ * there was none. Outcomes have been taken before. */
 void waiting_stop(struct waiting *waiting, usec_t limit);
 
-/* The next waiter whose state is SETTLED, KNOWN or FAILED, NULL if there is none. The caller
+/* The next waiter whose state is PARKABLE, KNOWN or FAILED, NULL if there is none. The caller
  * answers and removes it, or parks it, before it calls this again. */
 struct waiter *waiting_outcome(struct waiting *waiting);
 

@@ -22,21 +22,21 @@
 
 #define EVENTS_AT_ONCE 256
 #define ACCEPT_AT_ONCE 64
-/* How many connections can have come before a signal to stop: the backlog of listener_open(), or
- * more than that of an inherited socket. */
+/* Limit of the connections that are accepted after a signal to stop. As many can have come before
+ * it: the backlog of listener_open(), or more than that of an inherited socket. */
 #define ACCEPT_LAST SOMAXCONN
-/* After a signal to stop: how long requests that wait may take for their last lookup. */
+/* Limit of the last lookups after a signal to stop. */
 #define STOP_ASK USEC_PER_SEC
-/* After a signal to stop: when connections that are still open are closed. */
+/* Time after a signal to stop at which all connections are closed. */
 #define STOP_GRACE (1500 * USEC_PER_MS)
 
 /* A request that needs the database. */
 struct request {
-    struct waiter waiter; /* first: a waiter is a request */
+    struct waiter waiter; /* the first member: a waiter is cast to its request */
     struct connection *connection;
     usec_t arrived;
-    bool head;   /* HEAD: no body, no waiting */
-    bool parked; /* it has been */
+    bool head;       /* HEAD: no body, no waiting */
+    bool was_parked; /* for the metrics */
 };
 
 /* The batch under way, for the metrics. */
@@ -49,7 +49,7 @@ struct worker_batch {
 struct worker {
     const struct options *options;
     int epoll_fd, listen_fd;
-    struct acceptor *acceptor;
+    struct connections *connections;
     struct lookup *lookup;
     struct waiting *waiting;
     struct metrics *metrics;
@@ -82,8 +82,8 @@ static void worker_send(struct connection *connection, char *bytes, size_t lengt
     free(bytes);
 }
 
-/* Counts an answer that is about to be sent; one that could not be made is none. */
-static void worker_count(struct worker *worker, enum reply_kind kind, bool made)
+/* Counts an answer that is about to be sent. If it could not be made it counts as unanswered. */
+static void worker_count_answer(struct worker *worker, enum reply_kind kind, bool made)
 {
     if (made)
         metrics_count_answer(worker->metrics, kind);
@@ -97,7 +97,7 @@ static void worker_reply(struct worker *worker, struct connection *connection, e
     size_t length;
     char *bytes = reply_make(kind, text, head, &length);
 
-    worker_count(worker, kind, bytes);
+    worker_count_answer(worker, kind, bytes);
     worker_send(connection, bytes, length, now);
 }
 
@@ -113,7 +113,7 @@ static void worker_reply_metrics(
     worker_send(connection, bytes, length, now);
 }
 
-/* Ends a request that waits. Its connection is free to be answered. */
+/* Ends a waiting request. Returns its connection, which can be answered or closed. */
 static struct connection *worker_end_request(struct worker *worker, struct request *request)
 {
     struct connection *connection = request->connection;
@@ -142,12 +142,12 @@ static enum reply_kind worker_reply_kind(enum session_status status)
     return REPLY_DATABASE_FAILED;
 }
 
-/* A request that needed the database is about to be answered. */
-static void worker_observe(
+/* Observes the times of a request that needed the database and is about to be answered. */
+static void worker_observe_answer(
     struct worker *worker, const struct request *request, enum reply_kind kind, usec_t now)
 {
-    metrics_observe_answer(worker->metrics, request->parked, now - request->arrived);
-    if (request->parked && kind == REPLY_PAID)
+    metrics_observe_answer(worker->metrics, request->was_parked, now - request->arrived);
+    if (request->was_parked && kind == REPLY_PAID)
         metrics_observe_payment(worker->metrics, request->waiter.watch->version_before, now);
 }
 
@@ -158,13 +158,13 @@ static void worker_finish(struct worker *worker, struct request *request, enum r
     size_t length;
     char *bytes = reply_make(kind, text, request->head, &length);
 
-    worker_count(worker, kind, bytes);
+    worker_count_answer(worker, kind, bytes);
     if (bytes)
-        worker_observe(worker, request, kind, now);
+        worker_observe_answer(worker, request, kind, now);
     worker_send(worker_end_request(worker, request), bytes, length, now);
 }
 
-/* The database did not answer in time. */
+/* Answers that the database did not answer in time. */
 static void worker_fail(struct worker *worker, struct request *request, usec_t now)
 {
     worker_finish(worker, request, REPLY_DATABASE_FAILED, NULL, now);
@@ -181,9 +181,9 @@ static void worker_answer(struct worker *worker, struct request *request, usec_t
 /* False if that can't be done. */
 static bool worker_park(struct worker *worker, struct request *request)
 {
-    if (!connection_park(request->connection))
+    if (!connection_shed(request->connection))
         return false;
-    request->parked = true;
+    request->was_parked = true;
     waiting_park(worker->waiting, &request->waiter);
     return true;
 }
@@ -198,7 +198,7 @@ static void worker_take_outcomes(struct worker *worker, usec_t now)
 
         if (waiter->state == WAITER_FAILED)
             worker_fail(worker, request, now);
-        else if (waiter->state != WAITER_SETTLED || !worker_park(worker, request))
+        else if (waiter->state != WAITER_PARKABLE || !worker_park(worker, request))
             worker_answer(worker, request, now);
     }
 }
@@ -232,7 +232,7 @@ static void worker_add_request(struct worker *worker, struct connection *connect
     connection_set_owner(connection, request);
     /* The database may be away for long: free libfcgi's buffers meanwhile. */
     if (lookup_away(worker->lookup))
-        connection_park(connection);
+        connection_shed(connection);
     else
         connection_wait(connection);
 }
@@ -279,15 +279,15 @@ static void worker_handle_connection(
     struct worker *worker, struct connection *connection, usec_t now)
 {
     switch (connection_read(connection, now)) {
-    case CONNECTION_NOTHING:
+    case CONNECTION_EVENT_NOTHING:
         break;
-    case CONNECTION_REQUEST:
+    case CONNECTION_EVENT_REQUEST:
         worker_begin_request(worker, connection, now);
         break;
-    case CONNECTION_REFUSE:
+    case CONNECTION_EVENT_REFUSE:
         worker_reply(worker, connection, REPLY_DATABASE_FAILED, NULL, false, now);
         break;
-    case CONNECTION_GONE:
+    case CONNECTION_EVENT_GONE:
         metrics_count_unanswered(worker->metrics);
         worker_end_request(worker, connection_owner(connection));
         connection_close(connection, connection_trouble(connection));
@@ -299,7 +299,7 @@ static void worker_handle_connection(
 static void worker_accept(struct worker *worker, int most, usec_t now)
 {
     for (int i = 0; i < most; i++) {
-        struct connection *connection = acceptor_accept(worker->acceptor, now);
+        struct connection *connection = connections_accept(worker->connections, now);
 
         if (!connection)
             return;
@@ -311,7 +311,7 @@ static void worker_accept(struct worker *worker, int most, usec_t now)
 static size_t worker_park_limit(const struct worker *worker)
 {
     size_t allowed = (size_t)worker->options->max_waiting;
-    size_t possible = acceptor_park_limit(worker->acceptor);
+    size_t possible = connections_park_limit(worker->connections);
 
     return allowed < possible ? allowed : possible;
 }
@@ -319,19 +319,19 @@ static size_t worker_park_limit(const struct worker *worker)
 static void worker_handle_lookup(struct worker *worker, enum lookup_event event, usec_t now)
 {
     switch (event) {
-    case LOOKUP_NOTHING:
+    case LOOKUP_EVENT_NOTHING:
         return;
-    case LOOKUP_CHECKED:
+    case LOOKUP_EVENT_CHECKED:
         metrics_note_version(worker->metrics, lookup_version(worker->lookup), now);
         waiting_checked(worker->waiting, lookup_version(worker->lookup), now);
         break;
-    case LOOKUP_ANSWERED:
+    case LOOKUP_EVENT_ANSWERED:
         metrics_observe_batch(
             worker->metrics, worker->batch.question, worker->batch.keys, now - worker->batch.sent);
-        waiting_settle(
+        waiting_answered(
             worker->waiting, lookup_answers(worker->lookup), worker_park_limit(worker), now);
         break;
-    case LOOKUP_FAILED:
+    case LOOKUP_EVENT_FAILED:
         waiting_failed(worker->waiting);
         break;
     }
@@ -339,20 +339,20 @@ static void worker_handle_lookup(struct worker *worker, enum lookup_event event,
 }
 
 /* Asks the database what there is to ask, if it is free. */
-static void worker_ask(struct worker *worker, usec_t now)
+static void worker_ask_database(struct worker *worker, usec_t now)
 {
     struct waiting_batch batch;
-    enum lookup_event event = LOOKUP_NOTHING;
+    enum lookup_event event = LOOKUP_EVENT_NOTHING;
 
     if (!lookup_ready(worker->lookup))
         return;
     switch (waiting_next(worker->waiting, &batch, now)) {
-    case WAITING_NOTHING:
+    case WAITING_STEP_NOTHING:
         break;
-    case WAITING_CHECK:
+    case WAITING_STEP_CHECK:
         event = lookup_check_changes(worker->lookup, now);
         break;
-    case WAITING_BATCH:
+    case WAITING_STEP_BATCH:
         worker->batch = (struct worker_batch){batch.question, batch.count, now};
         event = lookup_send(worker->lookup, batch.question, batch.keys, batch.count, now);
         break;
@@ -364,23 +364,23 @@ static void worker_begin_stopping(struct worker *worker, usec_t now)
 {
     if (worker_is_stopping(worker))
         return;
-    log_debug("stopping with %zu connections open", acceptor_count(worker->acceptor));
+    log_debug("stopping with %zu connections open", connections_count(worker->connections));
     worker->stop_due = now + STOP_GRACE;
     /* A pool does it itself: it also stops workers that it replaces. */
     if (worker->options->workers == 0 && worker->options->listen)
         listener_refuse(worker->listen_fd);
-    acceptor_stop(worker->acceptor);
+    connections_stop(worker->connections);
     worker_accept(worker, ACCEPT_LAST, now);
     waiting_stop(worker->waiting, now + STOP_ASK);
 }
 
-/* Lets the metrics know what there is now. */
+/* Reports the current numbers to the metrics. */
 static void worker_set_gauges(struct worker *worker)
 {
     const struct metrics_gauges gauges = {
         .waiting = waiting_parked(worker->waiting),
         .waiting_limit = worker_park_limit(worker),
-        .connections = acceptor_count(worker->acceptor),
+        .connections = connections_count(worker->connections),
         .database_up = !lookup_away(worker->lookup),
     };
 
@@ -389,7 +389,7 @@ static void worker_set_gauges(struct worker *worker)
 
 static usec_t worker_next_due(const struct worker *worker, usec_t now)
 {
-    usec_t due = usec_min(worker->stop_due, acceptor_due(worker->acceptor));
+    usec_t due = usec_min(worker->stop_due, connections_due(worker->connections));
 
     due = usec_min(due, lookup_due(worker->lookup));
     due = usec_min(due, waiting_expire_due(worker->waiting));
@@ -404,7 +404,7 @@ static int worker_sleep_time(usec_t due, usec_t now)
         return -1;
     if (due <= now)
         return 0;
-    /* Rounded up: to wake up too early would be to turn in circles. */
+    /* Rounded up: waking up too early would be a turn for nothing. */
     return (int)usec_min((due - now + USEC_PER_MS - 1) / USEC_PER_MS, 1000 * 1000);
 }
 
@@ -418,12 +418,10 @@ static void worker_admit_signals(const sigset_t *unblocked)
     sigprocmask(SIG_SETMASK, &blocked, NULL);
 }
 
-/*
- * One turn of the loop; false if it can't go on. The order of the steps: first what has come from
- * the clients, so that new requests are in the next batch and those whose clients have left are
- * not; then the database's answers, so that one that came together with a deadline counts; then
- * what time has ended; and last the next question, which is about all that is known by then.
- */
+/* One turn of the loop; false if it cannot go on. The order matters. Clients come first, so that
+ * new requests are in the next batch and clients that left are not. Then the database's answers,
+ * so that an answer that came together with a deadline counts. Then deadlines. Last the next
+ * question, which is about everything known by then. */
 static bool worker_turn(struct worker *worker, const sigset_t *unblocked)
 {
     struct epoll_event events[EVENTS_AT_ONCE];
@@ -452,13 +450,13 @@ static bool worker_turn(struct worker *worker, const sigset_t *unblocked)
     }
     if (incoming && !worker_is_stopping(worker))
         worker_accept(worker, ACCEPT_AT_ONCE, now); /* epoll announces the rest again */
-    acceptor_expire(worker->acceptor, now);
+    connections_expire(worker->connections, now);
     worker_handle_lookup(worker, lookup_step(worker->lookup, announced, now), now);
     waiting_expire(worker->waiting, now);
     worker_take_outcomes(worker, now);
     if (worker_stop_asked)
         worker_begin_stopping(worker, now);
-    worker_ask(worker, now);
+    worker_ask_database(worker, now);
     worker_set_gauges(worker);
     return true;
 }
@@ -466,10 +464,10 @@ static bool worker_turn(struct worker *worker, const sigset_t *unblocked)
 static bool worker_is_done(const struct worker *worker)
 {
     return worker_is_stopping(worker) &&
-           (acceptor_count(worker->acceptor) == 0 || clock_now() >= worker->stop_due);
+           (connections_count(worker->connections) == 0 || clock_now() >= worker->stop_due);
 }
 
-/* Answers what is still open at the end of the grace: the database has not answered. */
+/* Answers all requests that are still open after STOP_GRACE: the database has not answered. */
 static void worker_abandon(struct worker *worker)
 {
     usec_t now = clock_now();
@@ -505,15 +503,15 @@ static bool worker_open(struct worker *worker)
         log_error("cannot start: %s", strerror(errno));
         return false;
     }
-    worker->acceptor = acceptor_open(worker->epoll_fd, worker->listen_fd);
-    return worker->acceptor;
+    worker->connections = connections_open(worker->epoll_fd, worker->listen_fd);
+    return worker->connections;
 }
 
 static void worker_close(struct worker *worker)
 {
-    if (worker->acceptor) {
+    if (worker->connections) {
         worker_abandon(worker);
-        acceptor_close(worker->acceptor);
+        connections_close(worker->connections);
     }
     if (worker->waiting)
         waiting_free(worker->waiting);
@@ -545,7 +543,7 @@ static sigset_t worker_catch_signals(void)
     sigset_t unblocked;
 
     worker_block_signals();
-    /* There is nothing to replace for SIGHUP here: the pool does that. */
+    /* A worker has nothing to do at SIGHUP: the pool replaces it. */
     signal(SIGHUP, SIG_IGN);
     sigemptyset(&action.sa_mask);
     sigprocmask(SIG_BLOCK, NULL, &unblocked);

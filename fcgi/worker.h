@@ -13,8 +13,8 @@
  */
 int worker_run(const struct options *options, int listen_fd, struct metrics *metrics);
 
-/* Blocks SIGHUP and the signals that stop, until pool_run() or worker_run() deals with them. To be
- * called before there is a socket: one that comes early must not kill the program. */
+/* Blocks SIGHUP and the stop signals until pool_run() or worker_run() handles them. Call it
+ * before there is a socket: a signal that comes early must not kill the program. */
 void worker_block_signals(void);
 
 #endif

@@ -1,13 +1,14 @@
 -- SPDX-License-Identifier: GPL-3.0-or-later
 -- The common part of the statements that look up many sessions at once: lookup.sql, lookup-unindexed.sql,
--- lookup-contracts.sql and poll.sql. Each puts a WITH clause before it that names the unclaimed orders `offer`.
+-- lookup-claimed.sql and poll.sql. Each puts a WITH clause before it that names the unclaimed orders `unclaimed`.
 --
 -- $1 instance ids, '' for the instance of the un-prefixed path; $2 fulfillment URLs; $3 session ids.
 -- The n-th elements make up the n-th key.
 --
--- One row for each key: n; paid; order id; whether a wallet has claimed an order (there is a contract). No row:
--- there is no such instance. No order id: the session is unknown there. A paid order wins over an unpaid one, then
--- the newest wins. Unclaimed orders are read only where no contract is paid.
+-- One row for each key: n; paid; order id; whether a wallet has claimed an order. No row: there is no such
+-- instance. No order id: the session is unknown there. A paid order wins over an unpaid one, then the newest wins.
+-- Claimed orders are in merchant_contract_terms, unclaimed ones in merchant_orders, which is read only where no
+-- claimed order is paid.
 --
 -- The plan must not depend on statistics: a table may be empty when its plan is made, and in a shop that uses no
 -- sessions a session id distinguishes nothing. Therefore each key has a subquery of its own (LIMIT keeps it one)
@@ -42,7 +43,7 @@ LEFT JOIN LATERAL (
 ) c ON true
 LEFT JOIN LATERAL (
     SELECT order_id, creation_time, order_serial
-    FROM offer
+    FROM unclaimed
     WHERE /*serial*/merchant_serial = i.merchant_serial AND /*end*/fulfillment_url = k.url
       AND session_id BETWEEN k.session AND k.session AND k.session <> ''
       AND c.paid IS NOT TRUE

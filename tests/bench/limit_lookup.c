@@ -36,18 +36,18 @@ enum lookup_event lookup_step(struct lookup *lookup, bool announced, usec_t now)
 
     (void)announced;
     (void)now;
-    lookup->pending = LOOKUP_NOTHING;
+    lookup->pending = LOOKUP_EVENT_NOTHING;
     return event;
 }
 
 usec_t lookup_due(const struct lookup *lookup)
 {
-    return lookup->pending != LOOKUP_NOTHING ? 0 : USEC_NEVER;
+    return lookup->pending != LOOKUP_EVENT_NOTHING ? 0 : USEC_NEVER;
 }
 
 bool lookup_ready(const struct lookup *lookup)
 {
-    return lookup->pending == LOOKUP_NOTHING;
+    return lookup->pending == LOOKUP_EVENT_NOTHING;
 }
 
 bool lookup_away(const struct lookup *lookup)
@@ -63,8 +63,8 @@ enum lookup_event lookup_send(struct lookup *lookup, enum session_question quest
     (void)keys;
     (void)count;
     (void)now;
-    lookup->pending = LOOKUP_ANSWERED;
-    return LOOKUP_NOTHING;
+    lookup->pending = LOOKUP_EVENT_ANSWERED;
+    return LOOKUP_EVENT_NOTHING;
 }
 
 const struct session_answer *lookup_answers(const struct lookup *lookup)
@@ -75,8 +75,8 @@ const struct session_answer *lookup_answers(const struct lookup *lookup)
 enum lookup_event lookup_check_changes(struct lookup *lookup, usec_t now)
 {
     (void)now;
-    lookup->pending = LOOKUP_CHECKED;
-    return LOOKUP_NOTHING;
+    lookup->pending = LOOKUP_EVENT_CHECKED;
+    return LOOKUP_EVENT_NOTHING;
 }
 
 uint64_t lookup_version(const struct lookup *lookup)

@@ -63,9 +63,9 @@ static bool wait_ready(struct probe *probe)
 /* Whether what was sent has its result. */
 static bool wait_result(struct probe *probe, enum lookup_event event)
 {
-    while (event == LOOKUP_NOTHING)
+    while (event == LOOKUP_EVENT_NOTHING)
         event = turn(probe);
-    return event != LOOKUP_FAILED;
+    return event != LOOKUP_EVENT_FAILED;
 }
 
 static bool check(struct probe *probe)

@@ -63,7 +63,7 @@ def fill_without_sessions(merchant):
 
 
 def statements(merchant):
-    return ["lookup.sql" if merchant.offers_have_session else "lookup-contracts.sql", "poll.sql"]
+    return ["lookup.sql" if merchant.offers_have_session else "lookup-claimed.sql", "poll.sql"]
 
 
 def prepare(statement):
@@ -116,7 +116,7 @@ def test_plan(big, count):
 @pytest.mark.parametrize("count", [1, 256])
 def test_plan_without_an_index_on_offers(big, count):
     """All offers are read then, but once for all keys. In the layout of 2022 they are not read."""
-    statement = "lookup-unindexed.sql" if big.offers_have_session else "lookup-contracts.sql"
+    statement = "lookup-unindexed.sql" if big.offers_have_session else "lookup-claimed.sql"
     drop = f"BEGIN; DROP INDEX IF EXISTS {OFFERS_INDEX};"
     found = explain(lambda sql: big.sql(drop + prepare(statement) + sql), count)
     assert_index_is_used(found)
@@ -161,7 +161,7 @@ def test_plan_made_when_the_tables_were_empty(postgres, analysed, offers_have_se
 
 
 @pytest.mark.parametrize("analysed", [True, False])
-@pytest.mark.parametrize("statement", ["lookup.sql", "lookup-contracts.sql", "poll.sql"])
+@pytest.mark.parametrize("statement", ["lookup.sql", "lookup-claimed.sql", "poll.sql"])
 def test_any_other_index_costs_too_much(postgres, statement, analysed):
     """Whatever the statistics say: the planner would have to sort, which it is told not to do. Empty tables are the
     hardest case, since any index costs the same there."""

@@ -69,7 +69,7 @@ struct script {
 
 static struct peer peers[PEERS];
 static struct held *held;
-static struct acceptor *acceptor;
+static struct connections *connections;
 static int epoll_fd, listen_fd;
 static struct sockaddr_un address;
 static socklen_t address_length;
@@ -183,15 +183,15 @@ static void caller_take(struct connection *connection, bool refuse)
 static void caller_read(struct connection *connection)
 {
     switch (connection_read(connection, fuzz_now)) {
-    case CONNECTION_NOTHING:
+    case CONNECTION_EVENT_NOTHING:
         break;
-    case CONNECTION_REQUEST:
+    case CONNECTION_EVENT_REQUEST:
         caller_take(connection, false);
         break;
-    case CONNECTION_REFUSE:
+    case CONNECTION_EVENT_REFUSE:
         caller_take(connection, true);
         break;
-    case CONNECTION_GONE:
+    case CONNECTION_EVENT_GONE:
         REQUIRE(connection_trouble(connection) != NULL);
         caller_close(connection_owner(connection), connection_trouble(connection));
         break;
@@ -208,10 +208,10 @@ static void caller_one_turn(void)
     for (int i = 0; i < count; i++)
         if (events[i].data.ptr)
             caller_read(events[i].data.ptr);
-    while ((connection = acceptor_accept(acceptor, fuzz_now)))
+    while ((connection = connections_accept(connections, fuzz_now)))
         caller_read(connection);
-    acceptor_expire(acceptor, fuzz_now);
-    REQUIRE(acceptor_due(acceptor) > fuzz_now);
+    connections_expire(connections, fuzz_now);
+    REQUIRE(connections_due(connections) > fuzz_now);
 }
 
 static void set_descriptors(rlim_t limit)
@@ -263,10 +263,10 @@ static void caller_act(struct script *script)
         break;
     case 4:
     case 5:
-        REQUIRE(connection_park(request->connection));
+        REQUIRE(connection_shed(request->connection));
         break;
     case 6:
-        REQUIRE(acceptor_park_limit(acceptor) < 1u << 30);
+        REQUIRE(connections_park_limit(connections) < 1u << 30);
         break;
     default:
         /* Its peer is not to be blamed. */
@@ -599,7 +599,7 @@ static void finish(void)
         caller_turn();
     while (held)
         caller_answer(held);
-    acceptor_stop(acceptor);
+    connections_stop(connections);
     for (int round = 0; round < 4; round++) {
         caller_turn();
         while (held)
@@ -607,8 +607,8 @@ static void finish(void)
         fuzz_now += CONNECTION_SILENCE + 1;
     }
     REQUIRE(held == NULL);
-    REQUIRE(acceptor_count(acceptor) == 0);
-    acceptor_close(acceptor);
+    REQUIRE(connections_count(connections) == 0);
+    connections_close(connections);
 }
 
 static int open_descriptors(void)
@@ -636,8 +636,8 @@ static void start(void)
     fuzz_now = clock_now();
     serials = 0;
     connects = 0;
-    acceptor = acceptor_open(epoll_fd, listen_fd);
-    REQUIRE(acceptor != NULL);
+    connections = connections_open(epoll_fd, listen_fd);
+    REQUIRE(connections != NULL);
     for (int i = 0; i < PEERS; i++)
         peers[i].fd = -1;
 }

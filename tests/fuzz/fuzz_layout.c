@@ -163,9 +163,9 @@ static void check_good(const struct catalogue *catalogue, const struct layout *l
     const char *statement = layout_lookup(&layout->tables);
 
     CHECK(layout->problem[0] == '\0');
-    CHECK(layout->tables.contracts_indexed == is_indexed(catalogue, "merchant_contract_terms"));
-    CHECK(layout->tables.orders_indexed == is_indexed(catalogue, "merchant_orders"));
-    CHECK((strstr(statement, "merchant_orders") != NULL) == layout->tables.has_order_session);
+    CHECK(layout->tables.claimed_indexed == is_indexed(catalogue, "merchant_contract_terms"));
+    CHECK(layout->tables.unclaimed_indexed == is_indexed(catalogue, "merchant_orders"));
+    CHECK((strstr(statement, "merchant_orders") != NULL) == layout->tables.finds_unclaimed);
 }
 
 /* The statement for a schema names the tables of this schema alone, and merchant_serial only where
@@ -202,7 +202,7 @@ static void check_layout(const struct catalogue *catalogue, bool ok, const struc
         return;
     }
     CHECK(strncmp(layout->schema, schema, sizeof layout->schema - 1) == 0);
-    CHECK(layout->tables.has_order_session == orders_known);
+    CHECK(layout->tables.finds_unclaimed == orders_known);
     CHECK(layout->per_instance == is_per_instance(catalogue));
     CHECK(ok == (known && !trouble));
     if (ok)

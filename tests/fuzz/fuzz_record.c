@@ -160,44 +160,44 @@ static enum record_event model_end_of_params(void)
     long length = model_filter(kept);
 
     if (length < 0)
-        return RECORD_BROKEN;
+        return RECORD_EVENT_BROKEN;
     memcpy(model.params, kept, (size_t)length);
     model.params_length = (size_t)length;
     model.stage = MODEL_IN_STDIN;
-    return RECORD_MORE;
+    return RECORD_EVENT_MORE;
 }
 
 static enum record_event model_end_of_begin(void)
 {
     model.event_id = model_id();
     if (model.stage != MODEL_NONE)
-        return RECORD_SECOND;
+        return RECORD_EVENT_SECOND;
     if (model.record[8] != 0 || model.record[9] != 1)
-        return RECORD_UNKNOWN_ROLE;
+        return RECORD_EVENT_UNKNOWN_ROLE;
     model.id = model_id();
     model.keep = model.record[10] & 1;
     model.stage = MODEL_IN_PARAMS;
-    return RECORD_MORE;
+    return RECORD_EVENT_MORE;
 }
 
 static enum record_event model_end_of_record(void)
 {
     if (model_id() == 0)
-        return RECORD_MANAGEMENT;
+        return RECORD_EVENT_MANAGEMENT;
     if (model_type() == 1)
         return model_end_of_begin();
     if (!model_is_mine())
-        return RECORD_MORE;
+        return RECORD_EVENT_MORE;
     if (model_type() == 2) {
         model.event_id = model_id();
-        return RECORD_ABORT;
+        return RECORD_EVENT_ABORT;
     }
     if (model_content() > 0)
-        return RECORD_MORE;
+        return RECORD_EVENT_MORE;
     if (model_type() == 4)
         return model_end_of_params();
     model.stage = MODEL_DONE;
-    return RECORD_REQUEST;
+    return RECORD_EVENT_REQUEST;
 }
 
 static void model_content_byte(unsigned char byte)
@@ -215,9 +215,9 @@ static enum record_event model_byte(unsigned char byte)
     if (model.got < 8) {
         model.record[model.got++] = byte;
         if (model.got < 8)
-            return RECORD_MORE;
+            return RECORD_EVENT_MORE;
         if (model_header_is_bad())
-            return RECORD_BROKEN;
+            return RECORD_EVENT_BROKEN;
         model.values_length = 0;
     } else {
         if (model.got < 8 + model_content())
@@ -225,7 +225,7 @@ static enum record_event model_byte(unsigned char byte)
         model.got++;
     }
     if (model.got < 8 + model_content() + model.record[6])
-        return RECORD_MORE;
+        return RECORD_EVENT_MORE;
     model.got = 0;
     return model_end_of_record();
 }
@@ -289,11 +289,12 @@ static void check_management(void)
 
 static void check_event(enum record_event event)
 {
-    if (event == RECORD_REQUEST)
+    if (event == RECORD_EVENT_REQUEST)
         check_request();
-    if (event == RECORD_MANAGEMENT)
+    if (event == RECORD_EVENT_MANAGEMENT)
         check_management();
-    if (event == RECORD_SECOND || event == RECORD_UNKNOWN_ROLE || event == RECORD_ABORT)
+    if (event == RECORD_EVENT_SECOND || event == RECORD_EVENT_UNKNOWN_ROLE ||
+        event == RECORD_EVENT_ABORT)
         require(reader.event_id == model.event_id);
     require(record_is_between(&reader) == (model.got == 0 && model.stage == MODEL_NONE));
 }
@@ -302,14 +303,14 @@ static void check_event(enum record_event event)
 static bool feed(const unsigned char *bytes, size_t length)
 {
     while (length > 0) {
-        enum record_event expected = RECORD_MORE, event;
+        enum record_event expected = RECORD_EVENT_MORE, event;
         size_t n = 0, used;
 
-        while (n < length && expected == RECORD_MORE)
+        while (n < length && expected == RECORD_EVENT_MORE)
             expected = model_byte(bytes[n++]);
         event = record_read(&reader, bytes, length, &used);
         require(event == expected && used == n);
-        if (event == RECORD_BROKEN)
+        if (event == RECORD_EVENT_BROKEN)
             return false;
         check_event(event);
         bytes += n;

@@ -209,7 +209,7 @@ static size_t model_count(enum waiter_state state)
     return count;
 }
 
-/* When the state of a waiter has to end. A caller takes SETTLED ones before it sleeps. */
+/* When the state of a waiter has to end. A caller takes PARKABLE ones before it sleeps. */
 static usec_t model_end(const struct fuzz_guest *guest)
 {
     usec_t end = USEC_NEVER;
@@ -222,7 +222,7 @@ static usec_t model_end(const struct fuzz_guest *guest)
         return w.stopping ? w.limit : guest->deadline + w.patience;
     case WAITER_PARKED:
         return guest->deadline;
-    case WAITER_SETTLED:
+    case WAITER_PARKABLE:
     case WAITER_KNOWN:
     case WAITER_FAILED:
         return USEC_NEVER;
@@ -423,7 +423,7 @@ static void model_check_all(void)
         const struct fuzz_guest *guest = w.guests[i];
 
         model_check_watch(guest);
-        CHECK(!w.stopping || (guest->state != WAITER_PARKED && guest->state != WAITER_SETTLED));
+        CHECK(!w.stopping || (guest->state != WAITER_PARKED && guest->state != WAITER_PARKABLE));
         CHECK(guest->state != WAITER_KNOWN || w.keys[guest->key].looked_up);
         end = usec_min(end, model_end(guest));
     }
@@ -431,7 +431,7 @@ static void model_check_all(void)
         CHECK(w.keys[i].need == NEED_NOTHING || w.keys[i].need == NEED_TIME ||
               model_batches(w.keys[i].need) < w.keys[i].bound);
     CHECK(waiting_parked(w.waiting) == model_count(WAITER_PARKED));
-    CHECK(model_count(WAITER_SETTLED) > 0 || waiting_expire_due(w.waiting) == end);
+    CHECK(model_count(WAITER_PARKABLE) > 0 || waiting_expire_due(w.waiting) == end);
 }
 
 /* Before a call: nobody's state may change but by what is allowed afterwards. */
@@ -554,8 +554,8 @@ static void caller_take_outcome(struct waiter *waiter, bool answer)
     size_t index = caller_find_guest(waiter);
     struct fuzz_guest *guest = w.guests[index];
 
-    CHECK(guest->state >= WAITER_SETTLED && guest->state == waiter->state);
-    if (guest->state == WAITER_SETTLED && !answer) {
+    CHECK(guest->state >= WAITER_PARKABLE && guest->state == waiter->state);
+    if (guest->state == WAITER_PARKABLE && !answer) {
         guest->allowed = STATE(PARKED);
         waiting_park(w.waiting, waiter);
     } else {
@@ -565,7 +565,7 @@ static void caller_take_outcome(struct waiter *waiter, bool answer)
 
 static size_t model_count_outcomes(void)
 {
-    return model_count(WAITER_SETTLED) + model_count(WAITER_KNOWN) + model_count(WAITER_FAILED);
+    return model_count(WAITER_PARKABLE) + model_count(WAITER_KNOWN) + model_count(WAITER_FAILED);
 }
 
 /* Takes outcomes, at most max. Of those that could be parked the caller answers every n-th; 0: it
@@ -602,7 +602,7 @@ static unsigned model_expired(const struct fuzz_guest *guest)
         return patience_over ? STATE(FAILED) : STATE(LAST);
     case WAITER_LAST:
         return w.stopping ? STATE(KNOWN) : STATE(FAILED);
-    case WAITER_SETTLED:
+    case WAITER_PARKABLE:
     case WAITER_KNOWN:
     case WAITER_FAILED:
         break;
@@ -617,7 +617,7 @@ static void caller_expire(void)
         w.guests[i]->allowed = model_expired(w.guests[i]);
     waiting_expire(w.waiting, w.now);
     model_accept();
-    CHECK(model_count(WAITER_SETTLED) > 0 || waiting_expire_due(w.waiting) > w.now);
+    CHECK(model_count(WAITER_PARKABLE) > 0 || waiting_expire_due(w.waiting) > w.now);
 }
 
 static void caller_stop(usec_t limit)
@@ -804,7 +804,7 @@ static void model_check_batch(void)
 
 static bool model_is_about_new(enum waiting_step step, enum session_question question)
 {
-    return step == WAITING_BATCH && question == QUESTION_EVERYTHING;
+    return step == WAITING_STEP_BATCH && question == QUESTION_EVERYTHING;
 }
 
 /* Polls and checks have every other turn, and no more than that. */
@@ -815,7 +815,7 @@ static void model_check_turn(enum waiting_step step)
     bool asked = model_count_need(NEED_NEW) + model_count_need(NEED_LAST) > 0 && !model_gathers();
     bool check_due = model_check_is_due();
 
-    if (w.last_step != WAITING_NOTHING && !was_about_new && asked)
+    if (w.last_step != WAITING_STEP_NOTHING && !was_about_new && asked)
         CHECK(about_new);
     if (was_about_new && w.check_was_due && check_due)
         CHECK(!about_new);
@@ -835,19 +835,19 @@ static enum waiting_step caller_ask(void)
     model_expect_no_change();
     step = waiting_next(w.waiting, &w.batch, w.now);
     /* Who was held back and is parked may have to go on waiting. */
-    CHECK((due <= w.now) == (step != WAITING_NOTHING || released));
+    CHECK((due <= w.now) == (step != WAITING_STEP_NOTHING || released));
     model_check_turn(step);
     w.sent_at = w.now;
     switch (step) {
-    case WAITING_NOTHING:
+    case WAITING_STEP_NOTHING:
         model_check_nothing(waiting_due(w.waiting, w.now));
         break;
-    case WAITING_CHECK:
+    case WAITING_STEP_CHECK:
         model_check_check();
         w.check_sent = w.now;
         w.flight = FLIGHT_CHECK;
         break;
-    case WAITING_BATCH:
+    case WAITING_STEP_BATCH:
         model_check_batch();
         w.flight = FLIGHT_BATCH;
         break;
@@ -873,14 +873,14 @@ static unsigned model_settled(const struct fuzz_guest *guest, const struct sessi
             return STATE(NEW);
         if (final || guest->deadline <= w.now || w.stopping)
             return STATE(KNOWN);
-        return STATE(SETTLED) | STATE(KNOWN);
+        return STATE(PARKABLE) | STATE(KNOWN);
     case WAITER_PARKED:
         return final ? STATE(KNOWN) : STATE(PARKED);
     case WAITER_LAST:
         if (asked_in_time && everything)
             return STATE(KNOWN);
         return final ? STATE(LAST) | STATE(KNOWN) : STATE(LAST);
-    case WAITER_SETTLED:
+    case WAITER_PARKABLE:
     case WAITER_KNOWN:
     case WAITER_FAILED:
         break;
@@ -920,15 +920,15 @@ static void model_check_park_limit(size_t before, size_t limit)
     for (size_t i = 0; i < w.guest_count; i++) {
         const struct fuzz_guest *guest = w.guests[i];
 
-        if (guest->allowed != (STATE(SETTLED) | STATE(KNOWN)))
+        if (guest->allowed != (STATE(PARKABLE) | STATE(KNOWN)))
             continue;
-        settled += guest->waiter.state == WAITER_SETTLED;
+        settled += guest->waiter.state == WAITER_PARKABLE;
         refused |= guest->waiter.state == WAITER_KNOWN;
     }
     if (refused)
         CHECK(before + settled >= limit);
     if (settled > 0)
-        CHECK(model_count(WAITER_PARKED) + model_count(WAITER_SETTLED) <= limit);
+        CHECK(model_count(WAITER_PARKED) + model_count(WAITER_PARKABLE) <= limit);
 }
 
 /* What the poll took at the least, whatever the road to the database is believed to take. */
@@ -953,7 +953,7 @@ static void caller_settle(size_t limit)
 {
     static struct session_answer answers[SESSION_BATCH_MAX];
     static char names[SESSION_BATCH_MAX][32];
-    size_t before = model_count(WAITER_PARKED) + model_count(WAITER_SETTLED);
+    size_t before = model_count(WAITER_PARKED) + model_count(WAITER_PARKABLE);
 
     for (size_t i = 0; i < w.batch.count; i++) {
         size_t number = model_key_of(w.batch.keys[i]);
@@ -973,7 +973,7 @@ static void caller_settle(size_t limit)
     else
         model_gather(w.batch.count);
     w.flight = FLIGHT_NONE;
-    waiting_settle(w.waiting, answers, limit, w.now);
+    waiting_answered(w.waiting, answers, limit, w.now);
     /* What the answers pointed to is the caller's again. */
     memset(names, '!', sizeof names);
     for (size_t i = 0; i < w.guest_count; i++)
@@ -1003,7 +1003,7 @@ static void caller_report_failure(void)
         w.keys[i].in_batch = false;
     w.flight = FLIGHT_NONE;
     w.check_sent = -1;
-    w.last_step = WAITING_NOTHING;
+    w.last_step = WAITING_STEP_NOTHING;
     model_pay_debt(NEED_CLAIMED);
     model_pay_debt(NEED_UNCLAIMED);
     waiting_failed(w.waiting);
@@ -1058,12 +1058,12 @@ static bool caller_turn(unsigned flags, usec_t took)
     }
     w.commit += flags & RUN_COMMITS ? 1 : 0;
     step = caller_ask();
-    w.now += step == WAITING_NOTHING                          ? 0
-             : step == WAITING_BATCH || flags & RUN_LONG_ROAD ? took
-                                                              : took / 8;
+    w.now += step == WAITING_STEP_NOTHING                          ? 0
+             : step == WAITING_STEP_BATCH || flags & RUN_LONG_ROAD ? took
+                                                                   : took / 8;
     caller_report(PARK_PLENTY);
     caller_take_all_outcomes();
-    return step != WAITING_NOTHING;
+    return step != WAITING_STEP_NOTHING;
 }
 
 /* The caller sleeps until something is due: then there is something to do. */
@@ -1219,7 +1219,7 @@ static void fuzz_end_world(bool abandon)
     if (w.flight != FLIGHT_NONE)
         caller_report(PARK_PLENTY);
     CHECK(waiting_due(w.waiting, w.now) == USEC_NEVER);
-    CHECK(waiting_next(w.waiting, &w.batch, w.now) == WAITING_NOTHING);
+    CHECK(waiting_next(w.waiting, &w.batch, w.now) == WAITING_STEP_NOTHING);
     waiting_free(w.waiting);
 }
 

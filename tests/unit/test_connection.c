@@ -33,7 +33,7 @@ static const char request[] = "\1\1\0\1\0\x08\0\0\0\1\1\0\0\0\0\0"
 static const char answer[] = "Status: 500 Internal Server Error\r\n\r\n";
 
 static int epoll_fd, listen_fd, peer_fd;
-static struct acceptor *acceptor;
+static struct connections *connections;
 static struct connection *connection;
 
 /* A peer has connected and sent a request, and the connection has been accepted. */
@@ -50,11 +50,11 @@ static int open_connection(void **state)
     assert_int_equal(bind(listen_fd, (struct sockaddr *)&address, sizeof address.sun_family), 0);
     assert_int_equal(getsockname(listen_fd, (struct sockaddr *)&address, &length), 0);
     assert_int_equal(listen(listen_fd, 1), 0);
-    acceptor = acceptor_open(epoll_fd, listen_fd);
-    assert_non_null(acceptor);
+    connections = connections_open(epoll_fd, listen_fd);
+    assert_non_null(connections);
     assert_int_equal(connect(peer_fd, (struct sockaddr *)&address, length), 0);
     assert_int_equal(send(peer_fd, request, sizeof request - 1, 0), sizeof request - 1);
-    connection = acceptor_accept(acceptor, clock_now());
+    connection = connections_accept(connections, clock_now());
     assert_non_null(connection);
     return 0;
 }
@@ -62,7 +62,7 @@ static int open_connection(void **state)
 static int close_connection(void **state)
 {
     (void)state;
-    acceptor_close(acceptor);
+    connections_close(connections);
     close(epoll_fd);
     close(peer_fd);
     close(listen_fd);
@@ -89,7 +89,7 @@ static void reply(void)
 static void test_a_request_is_answered(void **state)
 {
     (void)state;
-    assert_int_equal(connection_read(connection, clock_now()), CONNECTION_REQUEST);
+    assert_int_equal(connection_read(connection, clock_now()), CONNECTION_EVENT_REQUEST);
     assert_string_equal(connection_param(connection, "REQUEST_URI"), "/x");
     reply();
     assert_answered();
@@ -100,7 +100,7 @@ static void test_a_request_without_memory_is_refused(void **state)
 {
     (void)state;
     lacking = 2;
-    assert_int_equal(connection_read(connection, clock_now()), CONNECTION_REFUSE);
+    assert_int_equal(connection_read(connection, clock_now()), CONNECTION_EVENT_REFUSE);
     assert_int_equal(lacking, 0);
     assert_null(connection_param(connection, "REQUEST_URI"));
     reply();
@@ -111,8 +111,8 @@ static void test_a_request_without_memory_is_refused(void **state)
 static void test_a_parked_request_without_memory_is_answered(void **state)
 {
     (void)state;
-    assert_int_equal(connection_read(connection, clock_now()), CONNECTION_REQUEST);
-    assert_true(connection_park(connection));
+    assert_int_equal(connection_read(connection, clock_now()), CONNECTION_EVENT_REQUEST);
+    assert_true(connection_shed(connection));
     lacking = 1;
     reply();
     assert_int_equal(lacking, 0);
@@ -124,8 +124,8 @@ static void test_no_memory_at_all(void **state)
 {
     (void)state;
     lacking = 100;
-    assert_int_equal(connection_read(connection, clock_now()), CONNECTION_NOTHING);
-    assert_int_equal(acceptor_count(acceptor), 0);
+    assert_int_equal(connection_read(connection, clock_now()), CONNECTION_EVENT_NOTHING);
+    assert_int_equal(connections_count(connections), 0);
 }
 
 int main(void)

@@ -100,7 +100,7 @@ static void test_faults_are_of_one_schema_alone(void **state)
     assert_int_equal(instances_find(instances, "d")->fault, SCHEMA_MISSING);
     assert_schema(instances, "d", "m_4");
     assert_int_equal(instances_find(instances, "e")->fault, SCHEMA_FINE);
-    assert_int_equal(instances_summary(instances).contracts_unindexed, 1);
+    assert_int_equal(instances_summary(instances).claimed_unindexed, 1);
     assert_true(instances_tracked(instances));
     instances_free(instances);
 }

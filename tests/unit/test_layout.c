@@ -66,10 +66,10 @@ static void test_database_in_order(void **state)
     assert_string_equal(layout.schema, "merchant");
     assert_string_equal(layout.problem, "");
     assert_false(layout.per_instance);
-    assert_true(layout.tables.has_order_session);
+    assert_true(layout.tables.finds_unclaimed);
     assert_true(layout.tables.has_serial);
-    assert_true(layout.tables.contracts_indexed);
-    assert_true(layout.tables.orders_indexed);
+    assert_true(layout.tables.claimed_indexed);
+    assert_true(layout.tables.unclaimed_indexed);
     assert_true(layout.tables.tracked);
     assert_int_equal(layout.backend, 1234);
 }
@@ -103,7 +103,7 @@ static void test_orders_without_a_session_are_not_needed(void **state)
 
     (void)state;
     assert_true(read_layout(&layout, flaws, COUNT_OF(flaws)));
-    assert_false(layout.tables.has_order_session);
+    assert_false(layout.tables.finds_unclaimed);
 }
 
 static void test_layout_without_orders_is_unknown(void **state)
@@ -143,11 +143,11 @@ static void test_each_table_has_its_index(void **state)
 
     (void)state;
     assert_true(read_with(&layout, UNINDEXED, "merchant_orders", NULL));
-    assert_true(layout.tables.contracts_indexed);
-    assert_false(layout.tables.orders_indexed);
+    assert_true(layout.tables.claimed_indexed);
+    assert_false(layout.tables.unclaimed_indexed);
     assert_true(read_with(&layout, UNINDEXED, "merchant_contract_terms", NULL));
-    assert_false(layout.tables.contracts_indexed);
-    assert_true(layout.tables.orders_indexed);
+    assert_false(layout.tables.claimed_indexed);
+    assert_true(layout.tables.unclaimed_indexed);
 }
 
 static void test_one_untracked_table_is_enough(void **state)
@@ -177,8 +177,8 @@ static void test_catalogue_without_an_answer(void **state)
 
 static void test_statement_follows_the_orders(void **state)
 {
-    const struct layout_tables indexed = {.has_order_session = true, .orders_indexed = true};
-    const struct layout_tables unindexed = {.has_order_session = true};
+    const struct layout_tables indexed = {.finds_unclaimed = true, .unclaimed_indexed = true};
+    const struct layout_tables unindexed = {.finds_unclaimed = true};
     const struct layout_tables without_session = {0};
 
     (void)state;
@@ -192,7 +192,7 @@ static void test_statement_follows_the_orders(void **state)
 static char *statement(enum session_question question, bool has_serial, const char *quoted)
 {
     const struct layout_tables tables = {
-        .has_order_session = true, .orders_indexed = true, .has_serial = has_serial};
+        .finds_unclaimed = true, .unclaimed_indexed = true, .has_serial = has_serial};
     char *text = layout_make_statement(question, &tables, quoted, 42);
 
     assert_non_null(text);
@@ -248,13 +248,13 @@ static void test_same_statements(void **state)
     struct layout_tables other = tables;
 
     (void)state;
-    other.contracts_indexed = other.tracked = true;
+    other.claimed_indexed = other.tracked = true;
     assert_true(layout_same_statements(&tables, &other));
-    other.has_order_session = true;
+    other.finds_unclaimed = true;
     assert_false(layout_same_statements(&tables, &other));
     other = (struct layout_tables){0};
     assert_false(layout_same_statements(&tables, &other));
-    other = (struct layout_tables){.has_serial = true, .orders_indexed = true};
+    other = (struct layout_tables){.has_serial = true, .unclaimed_indexed = true};
     assert_false(layout_same_statements(&tables, &other));
 }
 

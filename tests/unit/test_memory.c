@@ -184,14 +184,14 @@ static const unsigned char values[] = "\1\x09\0\0\0\x11\0\0\x0f\0FCGI_MPXS_CONNS
 static bool record_lacks_memory(struct record_reader *reader, const unsigned char *bytes,
     size_t length, enum record_event expected)
 {
-    enum record_event event = RECORD_MORE;
+    enum record_event event = RECORD_EVENT_MORE;
 
-    for (size_t i = 0; i < length && event == RECORD_MORE; i++) {
+    for (size_t i = 0; i < length && event == RECORD_EVENT_MORE; i++) {
         size_t used;
 
         event = record_read(reader, bytes + i, 1, &used);
     }
-    if (event == RECORD_NO_MEMORY)
+    if (event == RECORD_EVENT_NO_MEMORY)
         return true;
     assert_int_equal(event, expected);
     return false;
@@ -200,7 +200,7 @@ static bool record_lacks_memory(struct record_reader *reader, const unsigned cha
 static bool read_request(void)
 {
     struct record_reader reader = {0};
-    bool lacked = record_lacks_memory(&reader, request, sizeof request - 1, RECORD_REQUEST);
+    bool lacked = record_lacks_memory(&reader, request, sizeof request - 1, RECORD_EVENT_REQUEST);
 
     record_close(&reader);
     return lacked;
@@ -209,7 +209,7 @@ static bool read_request(void)
 static bool read_management(void)
 {
     struct record_reader reader = {0};
-    bool lacked = record_lacks_memory(&reader, values, sizeof values - 1, RECORD_MANAGEMENT);
+    bool lacked = record_lacks_memory(&reader, values, sizeof values - 1, RECORD_EVENT_MANAGEMENT);
 
     record_close(&reader);
     return lacked;
@@ -293,7 +293,7 @@ static void test_parameters(void **state)
 /* A text with a hole in it would be another statement. */
 static bool make_statement(void)
 {
-    static const struct layout_tables tables = {.has_order_session = true, .has_serial = true};
+    static const struct layout_tables tables = {.finds_unclaimed = true, .has_serial = true};
     static size_t length; /* of the whole text */
     char *text = layout_make_statement(QUESTION_PAYMENT, &tables, "\"m_1\"", 1);
     bool lacked = !text;
@@ -506,7 +506,7 @@ static void settle(struct waiting *waiting, const struct waiting_batch *batch, i
         answers[i] = (struct session_answer){.status = number == 0 ? SESSION_UNPAID : SESSION_PAID,
             .claimed = true,
             .order_id = order_id};
-    waiting_settle(waiting, answers, WAITERS, number + 1);
+    waiting_answered(waiting, answers, WAITERS, number + 1);
 }
 
 /* Takes the outcomes; returns how many requests were answered. */
@@ -516,7 +516,7 @@ static int take_outcomes(struct waiting *waiting)
     int answered = 0;
 
     while ((waiter = waiting_outcome(waiting))) {
-        if (waiter->state == WAITER_SETTLED) {
+        if (waiter->state == WAITER_PARKABLE) {
             waiting_park(waiting, waiter);
             continue;
         }
@@ -545,12 +545,12 @@ static bool wait_for_payment(void)
     for (usec_t now = 1; added > 0; now += USEC_PER_MS) {
         assert_true(now < USEC_PER_SEC / 2);
         switch (waiting_next(waiting, &batch, now)) {
-        case WAITING_NOTHING:
+        case WAITING_STEP_NOTHING:
             break;
-        case WAITING_CHECK:
+        case WAITING_STEP_CHECK:
             waiting_checked(waiting, ++version, now);
             break;
-        case WAITING_BATCH:
+        case WAITING_STEP_BATCH:
             settle(waiting, &batch, batches++);
             break;
         }

@@ -230,7 +230,7 @@ static void test_processes(void **state)
     assert_line(metrics, "connections 14");
     assert_line(metrics, "database_up 2");
     assert_line(metrics, "requests_total{status=\"202\",code=\"0\"} 2");
-    metrics_leave(metrics, 0, METRICS_DIED);
+    metrics_leave(metrics, 0, METRICS_END_DIED);
     assert_line(metrics, "workers 1");
     assert_line(metrics, "waiting 5");
     assert_line(metrics, "waiting_limit 100");
@@ -243,8 +243,8 @@ static void test_processes(void **state)
     assert_line(metrics, "requests_total{status=\"202\",code=\"0\"} 3");
     assert_line(metrics, "lookups_total{question=\"payment\"} 24");
     assert_line(metrics, "batch_seconds_count{question=\"payment\"} 3");
-    metrics_leave(metrics, 0, METRICS_STOPPED);
-    metrics_leave(metrics, 2, METRICS_REPLACED);
+    metrics_leave(metrics, 0, METRICS_END_STOPPED);
+    metrics_leave(metrics, 2, METRICS_END_REPLACED);
     assert_line(metrics, "workers 0");
     assert_line(metrics, "requests_total{status=\"202\",code=\"0\"} 3");
     assert_line(metrics, "worker_restarts_total{reason=\"died\"} 1");

@@ -108,18 +108,18 @@ static void assert_request(
 }
 
 /* Feeds all that is on the wire, step bytes at a time, up to the first event that isn't
- * RECORD_MORE. */
+ * RECORD_EVENT_MORE. */
 static enum record_event feed(struct record_reader *reader, size_t step)
 {
-    enum record_event event = RECORD_MORE;
+    enum record_event event = RECORD_EVENT_MORE;
     size_t at = 0;
 
-    while (event == RECORD_MORE && at < wire.length) {
+    while (event == RECORD_EVENT_MORE && at < wire.length) {
         size_t used, length = wire.length - at < step ? wire.length - at : step;
 
         event = record_read(reader, wire.bytes + at, length, &used);
         assert_true(used <= length);
-        assert_true(event != RECORD_MORE || used == length);
+        assert_true(event != RECORD_EVENT_MORE || used == length);
         at += used;
     }
     memmove(wire.bytes, wire.bytes + at, wire.length - at);
@@ -144,7 +144,7 @@ static void test_request_in_pieces_of_any_size(void **state)
 
         assert_true(record_is_between(&reader));
         put_request(0x1234, FCGI_KEEP_CONN);
-        assert_int_equal(feed(&reader, steps[i]), RECORD_REQUEST);
+        assert_int_equal(feed(&reader, steps[i]), RECORD_EVENT_REQUEST);
         assert_int_equal(wire.length, 0);
         assert_int_equal(reader.request_id, 0x1234);
         assert_true(reader.keep);
@@ -165,7 +165,7 @@ static void test_records_are_joined_and_padding_dropped(void **state)
     put_record(1, FCGI_PARAMS, 1, NULL, 0, 7);
     put_record(1, FCGI_STDIN, 1, "body", 4, 3);
     put(FCGI_STDIN, 1, NULL, 0);
-    assert_int_equal(feed(&reader, 11), RECORD_REQUEST);
+    assert_int_equal(feed(&reader, 11), RECORD_EVENT_REQUEST);
     assert_false(reader.keep);
     assert_request(&reader, 1, 0, wanted, sizeof wanted - 1);
     /* What is left of it is enough to answer it. */
@@ -182,7 +182,7 @@ static void test_request_without_parameters(void **state)
     put_begin(7, FCGI_RESPONDER, 0);
     put(FCGI_PARAMS, 7, NULL, 0);
     put(FCGI_STDIN, 7, NULL, 0);
-    assert_int_equal(feed(&reader, 100), RECORD_REQUEST);
+    assert_int_equal(feed(&reader, 100), RECORD_EVENT_REQUEST);
     assert_request(&reader, 7, 0, NULL, 0);
     record_close(&reader);
 }
@@ -195,14 +195,14 @@ static void test_large_body_is_passed_over(void **state)
     (void)state;
     put_begin(1, FCGI_RESPONDER, 0);
     put(FCGI_PARAMS, 1, NULL, 0);
-    assert_int_equal(feed(&reader, 100000), RECORD_MORE);
+    assert_int_equal(feed(&reader, 100000), RECORD_EVENT_MORE);
     for (int i = 0; i < 20; i++) {
         put(FCGI_STDIN, 1, body, sizeof body);
-        assert_int_equal(feed(&reader, 1000), RECORD_MORE);
+        assert_int_equal(feed(&reader, 1000), RECORD_EVENT_MORE);
         assert_int_equal(reader.params.room, 0);
     }
     put(FCGI_STDIN, 1, NULL, 0);
-    assert_int_equal(feed(&reader, 1000), RECORD_REQUEST);
+    assert_int_equal(feed(&reader, 1000), RECORD_EVENT_REQUEST);
     record_close(&reader);
 }
 
@@ -224,12 +224,12 @@ static void test_bound_on_params(void **state)
     put(FCGI_PARAMS, 1, large, sizeof large);
     put(FCGI_PARAMS, 1, NULL, 0);
     put(FCGI_STDIN, 1, NULL, 0);
-    assert_int_equal(feed(&reader, 5000), RECORD_REQUEST);
+    assert_int_equal(feed(&reader, 5000), RECORD_EVENT_REQUEST);
     record_next(&reader);
     put_begin(1, FCGI_RESPONDER, 0);
     put(FCGI_PARAMS, 1, large, sizeof large);
     put(FCGI_PARAMS, 1, large, 1);
-    assert_int_equal(feed(&reader, 5000), RECORD_BROKEN);
+    assert_int_equal(feed(&reader, 5000), RECORD_EVENT_BROKEN);
     record_close(&reader);
 }
 
@@ -241,7 +241,7 @@ static void expect_broken_params(const char *params, size_t length)
     put_begin(1, FCGI_RESPONDER, 0);
     put(FCGI_PARAMS, 1, params, length);
     put(FCGI_PARAMS, 1, NULL, 0);
-    assert_int_equal(feed(&reader, 100), RECORD_BROKEN);
+    assert_int_equal(feed(&reader, 100), RECORD_EVENT_BROKEN);
     record_close(&reader);
 }
 
@@ -283,7 +283,7 @@ static void test_other_broken_records(void **state)
         wire.length = 0;
         put_record(
             first[i].version, first[i].type, first[i].id, "\0\1\0\0\0\0\0\0\0", first[i].length, 0);
-        assert_int_equal(feed(&reader, 100), RECORD_BROKEN);
+        assert_int_equal(feed(&reader, 100), RECORD_EVENT_BROKEN);
     }
     /* Of the present request, where only PARAMS may come. */
     for (size_t i = 0; i < COUNT_OF(types); i++) {
@@ -292,7 +292,7 @@ static void test_other_broken_records(void **state)
         wire.length = 0;
         put_begin(1, FCGI_RESPONDER, 0);
         put(types[i], 1, "\0\1\0\0\0\0\0", 8);
-        assert_int_equal(feed(&reader, 100), RECORD_BROKEN);
+        assert_int_equal(feed(&reader, 100), RECORD_EVENT_BROKEN);
         record_close(&reader);
     }
 }
@@ -307,7 +307,7 @@ static void test_roles(void **state)
 
         wire.length = 0;
         put_begin(3, roles[i], 0);
-        assert_int_equal(feed(&reader, 100), RECORD_UNKNOWN_ROLE);
+        assert_int_equal(feed(&reader, 100), RECORD_EVENT_UNKNOWN_ROLE);
         assert_int_equal(reader.event_id, 3);
     }
 }
@@ -318,17 +318,17 @@ static void test_second_request_and_abort(void **state)
 
     (void)state;
     put_request(1, 0);
-    assert_int_equal(feed(&reader, 100), RECORD_REQUEST);
+    assert_int_equal(feed(&reader, 100), RECORD_EVENT_REQUEST);
     put_begin(2, FCGI_RESPONDER, 0);
-    assert_int_equal(feed(&reader, 100), RECORD_SECOND);
+    assert_int_equal(feed(&reader, 100), RECORD_EVENT_SECOND);
     assert_int_equal(reader.event_id, 2);
     assert_int_equal(reader.request_id, 1);
     /* The refused request's records, and an abort of it, go by. */
     put(FCGI_PARAMS, 2, "xyz", 3);
     put(FCGI_ABORT_REQUEST, 2, NULL, 0);
-    assert_int_equal(feed(&reader, 100), RECORD_MORE);
+    assert_int_equal(feed(&reader, 100), RECORD_EVENT_MORE);
     put(FCGI_ABORT_REQUEST, 1, NULL, 0);
-    assert_int_equal(feed(&reader, 100), RECORD_ABORT);
+    assert_int_equal(feed(&reader, 100), RECORD_EVENT_ABORT);
     assert_int_equal(reader.event_id, 1);
     record_close(&reader);
 }
@@ -352,7 +352,7 @@ static void test_get_values(void **state)
 
     (void)state;
     put(FCGI_GET_VALUES, 0, content, sizeof content - 1);
-    assert_int_equal(feed(&reader, 5), RECORD_MANAGEMENT);
+    assert_int_equal(feed(&reader, 5), RECORD_EVENT_MANAGEMENT);
     length = record_management_reply(&reader, reply);
     wire.length = 0;
     put(FCGI_GET_VALUES_RESULT, 0, result, sizeof result - 1);
@@ -362,7 +362,7 @@ static void test_get_values(void **state)
 
     wire.length = 0;
     put(FCGI_GET_VALUES, 0, "\xff\xff", 2);
-    assert_int_equal(feed(&reader, 100), RECORD_MANAGEMENT);
+    assert_int_equal(feed(&reader, 100), RECORD_EVENT_MANAGEMENT);
     assert_int_equal(record_management_reply(&reader, reply), 8);
 }
 
@@ -373,7 +373,7 @@ static void test_unknown_management_record(void **state)
 
     (void)state;
     put(99, 0, "abc", 3);
-    assert_int_equal(feed(&reader, 100), RECORD_MANAGEMENT);
+    assert_int_equal(feed(&reader, 100), RECORD_EVENT_MANAGEMENT);
     assert_int_equal(record_management_reply(&reader, reply), 16);
     assert_int_equal(reply[1], FCGI_UNKNOWN_TYPE);
     assert_int_equal(reply[8], 99);
@@ -397,12 +397,12 @@ static void test_management_in_mid_request(void **state)
     put(FCGI_STDIN, 1, NULL, 0);
     put(FCGI_GET_VALUES, 0, content, sizeof content - 1);
     for (int i = 0; i < 3; i++) {
-        assert_int_equal(feed(&reader, 5), RECORD_MANAGEMENT);
+        assert_int_equal(feed(&reader, 5), RECORD_EVENT_MANAGEMENT);
         assert_int_equal(record_management_reply(&reader, reply), i == 1 ? 16 : 26);
     }
-    assert_int_equal(feed(&reader, 5), RECORD_REQUEST);
+    assert_int_equal(feed(&reader, 5), RECORD_EVENT_REQUEST);
     assert_request(&reader, 1, 0, wanted, sizeof wanted - 1);
-    assert_int_equal(feed(&reader, 5), RECORD_MANAGEMENT);
+    assert_int_equal(feed(&reader, 5), RECORD_EVENT_MANAGEMENT);
     assert_int_equal(record_management_reply(&reader, reply), 26);
     assert_request(&reader, 1, 0, wanted, sizeof wanted - 1);
     record_close(&reader);
@@ -437,26 +437,26 @@ static void test_answer_within_a_record(void **state)
 
             wire.length = 0;
             put_request(1, FCGI_KEEP_CONN);
-            assert_int_equal(feed(&reader, 1000), RECORD_REQUEST);
+            assert_int_equal(feed(&reader, 1000), RECORD_EVENT_REQUEST);
             put_record(1, types[i], 2, "\0\1\0\0\0\0\0", 8, 3);
             rest.length = wire.length - cut;
             memcpy(rest.bytes, wire.bytes + cut, rest.length);
             wire.length = cut;
-            assert_int_equal(
-                feed(&reader, 1000), begin && rest.length == 0 ? RECORD_SECOND : RECORD_MORE);
+            assert_int_equal(feed(&reader, 1000),
+                begin && rest.length == 0 ? RECORD_EVENT_SECOND : RECORD_EVENT_MORE);
             record_next(&reader);
             wire = rest;
             if (begin && rest.length == 0)
                 put_begin(2, FCGI_RESPONDER, 0);
             if (!begin) {
-                assert_int_equal(feed(&reader, 1), RECORD_MORE);
+                assert_int_equal(feed(&reader, 1), RECORD_EVENT_MORE);
                 assert_true(record_is_between(&reader));
                 put_begin(2, FCGI_RESPONDER, 0);
             }
             put(FCGI_PARAMS, 2, wanted, sizeof wanted - 1);
             put(FCGI_PARAMS, 2, NULL, 0);
             put(FCGI_STDIN, 2, NULL, 0);
-            assert_int_equal(feed(&reader, 1), RECORD_REQUEST);
+            assert_int_equal(feed(&reader, 1), RECORD_EVENT_REQUEST);
             assert_request(&reader, 2, 0, wanted, sizeof wanted - 1);
             record_close(&reader);
         }
@@ -474,19 +474,20 @@ static void read_all(
     const unsigned char *bytes, size_t length, size_t step, struct outcome *outcome)
 {
     struct record_reader reader = {0};
-    enum record_event event = RECORD_MORE;
+    enum record_event event = RECORD_EVENT_MORE;
     unsigned char reply[RECORD_REPLY_MAX];
     size_t at = 0, used;
 
     *outcome = (struct outcome){.count = 0};
-    while (at < length && event != RECORD_BROKEN && outcome->count < COUNT_OF(outcome->events)) {
+    while (
+        at < length && event != RECORD_EVENT_BROKEN && outcome->count < COUNT_OF(outcome->events)) {
         event = record_read(&reader, bytes + at, length - at < step ? length - at : step, &used);
         at += used;
-        if (event != RECORD_MORE)
+        if (event != RECORD_EVENT_MORE)
             outcome->events[outcome->count++] = event;
-        if (event == RECORD_MANAGEMENT)
+        if (event == RECORD_EVENT_MANAGEMENT)
             record_management_reply(&reader, reply);
-        if (event == RECORD_REQUEST)
+        if (event == RECORD_EVENT_REQUEST)
             record_next(&reader);
     }
     outcome->length =

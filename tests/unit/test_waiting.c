@@ -105,7 +105,7 @@ static bool is_about(const struct fixture *f, const char *session)
 static void send_nothing(struct fixture *f)
 {
     assert_true(waiting_due(f->waiting, f->now) > f->now);
-    assert_int_equal(waiting_next(f->waiting, &f->batch, f->now), WAITING_NOTHING);
+    assert_int_equal(waiting_next(f->waiting, &f->batch, f->now), WAITING_STEP_NOTHING);
 }
 
 /* Waits until something is due, and sends it. */
@@ -123,9 +123,9 @@ static void send_batch(struct fixture *f, enum session_question question, size_t
 
     f->now = usec_max(f->now, usec_min(waiting_due(f->waiting, f->now), f->now + GATHER_TIME));
     assert_true(waiting_due(f->waiting, f->now) <= f->now);
-    while ((step = waiting_next(f->waiting, &f->batch, f->now)) == WAITING_CHECK)
+    while ((step = waiting_next(f->waiting, &f->batch, f->now)) == WAITING_STEP_CHECK)
         waiting_checked(f->waiting, f->version, f->now);
-    assert_int_equal(step, WAITING_BATCH);
+    assert_int_equal(step, WAITING_STEP_BATCH);
     assert_int_equal(f->batch.question, question);
     assert_int_equal(f->batch.count, count);
 }
@@ -137,7 +137,7 @@ static void settle_within(struct fixture *f, const struct session_answer *answer
 
     for (size_t i = 0; i < f->batch.count; i++)
         answers[i] = *answer;
-    waiting_settle(f->waiting, answers, limit, f->now);
+    waiting_answered(f->waiting, answers, limit, f->now);
 }
 
 static void settle(struct fixture *f, const struct session_answer *answer)
@@ -166,7 +166,7 @@ static void find_change(struct fixture *f)
 /* A check at the time when it is due. */
 static void check(struct fixture *f, uint64_t version)
 {
-    assert_int_equal(send_due(f), WAITING_CHECK);
+    assert_int_equal(send_due(f), WAITING_STEP_CHECK);
     f->version = version;
     waiting_checked(f->waiting, version, f->now);
 }
@@ -215,7 +215,7 @@ static size_t take_or_park(struct fixture *f, enum session_status status)
     size_t taken = 0;
 
     for (struct waiter *waiter; (waiter = waiting_outcome(f->waiting));) {
-        if (waiter->state == WAITER_SETTLED) {
+        if (waiter->state == WAITER_PARKABLE) {
             waiting_park(f->waiting, waiter);
             assert_int_equal(waiter->state, WAITER_PARKED);
         } else {
@@ -424,7 +424,7 @@ static void test_caller_may_answer_instead_of_parking(struct fixture *f)
     struct waiter *waiter = add(f, "a");
 
     look_up(f, 1, &unknown);
-    take(f, waiter, WAITER_SETTLED);
+    take(f, waiter, WAITER_PARKABLE);
 }
 
 /* A result may be older than a request that came in meanwhile. */
@@ -533,13 +533,13 @@ static void test_checks_leave_turns_to_polls(struct fixture *f)
         enum waiting_step step = waiting_next(f->waiting, &f->batch, f->now);
 
         f->now += 2 * INTERVAL;
-        if (step == WAITING_CHECK)
+        if (step == WAITING_STEP_CHECK)
             find_change(f);
         else if (f->batch.question == QUESTION_EVERYTHING)
             waiting_failed(f->waiting);
         else
             settle(f, &unknown);
-        polls += step == WAITING_BATCH && f->batch.question == QUESTION_PAYMENT;
+        polls += step == WAITING_STEP_BATCH && f->batch.question == QUESTION_PAYMENT;
     }
     assert_in_range(polls, 5, 15);
 }
@@ -585,7 +585,7 @@ static void test_polls_are_few_at_once_while_requests_come_in(struct fixture *f)
     poll_keys(f, 200, &unknown);
     check_finds_change(f);
     add_parked(f, "new", &unknown);
-    assert_int_equal(waiting_next(f->waiting, &f->batch, f->now), WAITING_BATCH);
+    assert_int_equal(waiting_next(f->waiting, &f->batch, f->now), WAITING_STEP_BATCH);
     assert_int_equal(f->batch.question, QUESTION_PAYMENT);
     assert_in_range(f->batch.count, 1, 100);
     settle(f, &unknown);
@@ -696,7 +696,7 @@ static void test_failed_poll_goes_before_keys_just_looked_up(struct fixture *f)
 static void test_failed_check_is_sent_again(struct fixture *f)
 {
     add_parked(f, "a", &unknown);
-    assert_int_equal(send_due(f), WAITING_CHECK);
+    assert_int_equal(send_due(f), WAITING_STEP_CHECK);
     waiting_failed(f->waiting);
     check_finds_change(f);
 }
@@ -737,7 +737,7 @@ static void test_every_key_is_polled_in_its_turn(struct fixture *f)
     for (int round = 0; round < 12; round++) {
         f->now += USEC_PER_SEC;
         check_finds_change(f);
-        assert_int_equal(waiting_next(f->waiting, &f->batch, f->now), WAITING_BATCH);
+        assert_int_equal(waiting_next(f->waiting, &f->batch, f->now), WAITING_STEP_BATCH);
         for (size_t i = 0; i < f->batch.count; i++)
             polled[strtoul(f->batch.keys[i]->session, NULL, 10)]++;
         settle(f, &unknown);
@@ -754,9 +754,9 @@ static void send_next_poll(struct fixture *f)
 {
     enum waiting_step step;
 
-    while ((step = send_due(f)) == WAITING_CHECK)
+    while ((step = send_due(f)) == WAITING_STEP_CHECK)
         find_change(f);
-    assert_int_equal(step, WAITING_BATCH);
+    assert_int_equal(step, WAITING_STEP_BATCH);
     assert_int_equal(f->batch.question, QUESTION_PAYMENT);
 }
 
@@ -824,7 +824,7 @@ static int percent_polling(
     int checks = 0;
 
     while (f->now - begin < duration) {
-        if (send_due(f) == WAITING_CHECK) {
+        if (send_due(f) == WAITING_STEP_CHECK) {
             f->now += checks++ % 16 == 0 ? road : slow_check;
             find_change(f);
         } else {
@@ -868,7 +868,7 @@ static void test_long_road_leaves_turns_to_unclaimed_orders(struct fixture *f)
         enum waiting_step step = send_due(f);
 
         f->now += 20 * USEC_PER_MS;
-        if (step == WAITING_CHECK) {
+        if (step == WAITING_STEP_CHECK) {
             find_change(f);
             continue;
         }
@@ -900,7 +900,7 @@ static void test_claimed_orders_leave_budget_to_the_others(struct fixture *f)
 static void test_one_slow_check_does_not_stop_checks(struct fixture *f)
 {
     add_parked(f, "a", &unknown);
-    assert_int_equal(send_due(f), WAITING_CHECK);
+    assert_int_equal(send_due(f), WAITING_STEP_CHECK);
     f->now += 2 * USEC_PER_SEC;
     waiting_checked(f->waiting, 1, f->now);
     assert_true(waiting_due(f->waiting, f->now) <= f->now + 4 * INTERVAL);
