@@ -57,6 +57,7 @@ struct fuzz_guest {
     enum waiter_state state;
     bool was_parked;
     usec_t arrived, deadline;
+    usec_t last_at; /* when it became LAST */
     uint64_t asked; /* how many batches had been sent when it became NEW or LAST */
 };
 
@@ -219,7 +220,7 @@ static usec_t model_end(const struct fuzz_guest *guest)
         end = guest->arrived + w.patience;
         break;
     case WAITER_LAST:
-        return w.stopping ? w.limit : guest->deadline + w.patience;
+        return w.stopping ? w.limit : guest->last_at + w.patience;
     case WAITER_PARKED:
         return guest->deadline;
     case WAITER_PARKABLE:
@@ -446,8 +447,10 @@ static void model_accept_state(struct fuzz_guest *guest)
     enum waiter_state state = guest->waiter.state;
 
     CHECK(guest->allowed & (1u << state));
-    if (state == WAITER_LAST && guest->state != state)
+    if (state == WAITER_LAST && guest->state != state) {
         guest->asked = w.sent;
+        guest->last_at = w.now;
+    }
     if (state == WAITER_PARKED)
         guest->was_parked = true;
     guest->state = state;
@@ -591,15 +594,13 @@ static void caller_take_all_outcomes(void)
 
 static unsigned model_expired(const struct fuzz_guest *guest)
 {
-    bool patience_over = guest->deadline + w.patience <= w.now || (w.stopping && w.limit <= w.now);
-
     if (model_end(guest) > w.now)
         return 1u << guest->state;
     switch (guest->state) {
     case WAITER_NEW:
         return STATE(FAILED) | (w.stopping && w.keys[guest->key].looked_up ? STATE(KNOWN) : 0u);
     case WAITER_PARKED:
-        return patience_over ? STATE(FAILED) : STATE(LAST);
+        return STATE(LAST);
     case WAITER_LAST:
         return w.stopping ? STATE(KNOWN) : STATE(FAILED);
     case WAITER_PARKABLE:
