@@ -50,9 +50,6 @@
  * Rounded up for malloc's own overhead. */
 #define LIBFCGI_REQUEST   ((size_t)20 * 1024)
 #define LIBFCGI_PARAMETER ((size_t)64)
-/* Memory held in reserve. It is freed when memory is short, so that a refused request can still
- * be answered with 500. */
-#define RESERVE_MEMORY ((size_t)32 * 1024)
 
 /* A request is open in DECODED and SHED. Any state ends by connection_close(). */
 enum connection_state {
@@ -60,8 +57,7 @@ enum connection_state {
                                  CONNECTION_SILENCE */
     CONNECTION_STATE_IDLE,    /* between two requests; closed when descriptors run short */
     CONNECTION_STATE_DECODED, /* a request is to be answered, and libfcgi's buffers are there */
-    CONNECTION_STATE_SHED,    /* a request is to be answered, and libfcgi's buffers have been freed
-                               */
+    CONNECTION_STATE_SHED,    /* a request is to be answered, and libfcgi's buffers are not there */
 };
 
 #define CONNECTION_STATE_COUNT (CONNECTION_STATE_SHED + 1)
@@ -77,8 +73,8 @@ static const unsigned connection_sources[CONNECTION_STATE_COUNT] = {
     [CONNECTION_STATE_IDLE] = CONNECTION_NO_REQUEST | CONNECTION_REQUEST,
     /* the request is complete */
     [CONNECTION_STATE_DECODED] = CONNECTION_NO_REQUEST,
-    /* the answer comes later */
-    [CONNECTION_STATE_SHED] = STATE_SET(CONNECTION_STATE_DECODED),
+    /* the answer comes later; or there is no memory to decode the request, which is refused */
+    [CONNECTION_STATE_SHED] = STATE_SET(CONNECTION_STATE_DECODED) | CONNECTION_NO_REQUEST,
 };
 
 enum connection_watch {
@@ -141,7 +137,6 @@ struct connections {
     size_t counts[CONNECTION_STATE_COUNT];
     struct connection_list lists[CONNECTION_STATE_COUNT]; /* by state; the connection that is in it
                                                              for longest is first */
-    void *reserve;        /* RESERVE_MEMORY bytes; NULL while they are given up */
     usec_t complaint_due; /* earliest time of the next log line about a shortage */
     unsigned char buffer[64 * 1024];
 };
@@ -262,20 +257,6 @@ static bool connections_open_file(struct connections *connections)
     return connections->request_file >= 0;
 }
 
-/* Allocates the reserve again. False if there is no memory for it. */
-static bool connections_fill_reserve(struct connections *connections)
-{
-    if (!connections->reserve)
-        connections->reserve = malloc(RESERVE_MEMORY);
-    return connections->reserve;
-}
-
-static void connections_free_reserve(struct connections *connections)
-{
-    free(connections->reserve);
-    connections->reserve = NULL;
-}
-
 static bool connections_prepare_listener(struct connections *connections)
 {
     int flags = fcntl(connections->listen_fd, F_GETFL), domain;
@@ -304,9 +285,8 @@ struct connections *connections_open(int epoll_fd, int listen_fd)
         true; /* until the first request: nginx keeps connections with the files in conf/ */
     for (size_t i = 0; i < CONNECTION_STATE_COUNT; i++)
         TAILQ_INIT(&connections->lists[i]);
-    if (connections_fill_reserve(connections) && FCGX_Init() == 0 &&
-        connections_open_file(connections) && connections_prepare_listener(connections) &&
-        connections_watch(connections))
+    if (FCGX_Init() == 0 && connections_open_file(connections) &&
+        connections_prepare_listener(connections) && connections_watch(connections))
         return connections;
     log_error("cannot serve the listening socket: %s", strerror(errno));
     connections_close(connections);
@@ -550,7 +530,6 @@ void connections_close(struct connections *connections)
             connection_close(TAILQ_FIRST(&connections->lists[i]), "stopping");
     if (connections->request_file >= 0)
         close(connections->request_file);
-    free(connections->reserve);
     free(connections);
 }
 
@@ -610,28 +589,16 @@ static bool connection_decode(struct connection *connection)
     return true;
 }
 
-/* The same without the parameters, which an answer does not need; uses the reserve if it has to. */
-static bool connection_decode_bare(struct connection *connection)
-{
-    record_forget(&connection->reader);
-    if (connection_decode(connection))
-        return true;
-    connections_free_reserve(connection->connections);
-    return connection_decode(connection);
-}
-
 /* Frees what libfcgi holds of the request. */
 static void connection_free_request(struct connection *connection)
 {
     FCGX_Free(&connection->request, 0);
     connection->request.envp = NULL;
-    connections_fill_reserve(connection->connections);
 }
 
 /* Sends a small record of our own. A socket without room for it belongs to a peer that does not
  * read. */
-static bool connection_send(
-    const struct connection *connection, const unsigned char *bytes, size_t length)
+static bool connection_send(const struct connection *connection, const void *bytes, size_t length)
 {
     return send(connection->fd, bytes, length, MSG_NOSIGNAL) == (ssize_t)length;
 }
@@ -734,17 +701,12 @@ static enum connection_event connection_drop(struct connection *connection, cons
 /* Decodes a complete request, and opens it. */
 static enum connection_event connection_begin_request(struct connection *connection)
 {
-    enum connection_event event = CONNECTION_EVENT_REQUEST;
+    bool decoded = connection_decode(connection);
 
-    if (!connection_decode(connection)) {
-        event = CONNECTION_EVENT_REFUSE;
-        if (!connection_decode_bare(connection))
-            return connection_drop(connection, "out of memory");
-    }
     record_forget(&connection->reader);
     connection->connections->peers_keep = connection->reader.keep;
-    connection_set_state(connection, CONNECTION_STATE_DECODED);
-    return event;
+    connection_set_state(connection, decoded ? CONNECTION_STATE_DECODED : CONNECTION_STATE_SHED);
+    return decoded ? CONNECTION_EVENT_REQUEST : CONNECTION_EVENT_REFUSE;
 }
 
 /* Waits for the peer's next bytes while no request is open. Before its first answer a connection
@@ -851,6 +813,18 @@ static bool connection_send_reply(struct connection *connection, const char *byt
     return FCGX_PutStr(bytes, (int)length, request->out) >= 0 && FCGX_FClose(request->out) == 0;
 }
 
+/* Answers in records of our own: for lack of the memory that libfcgi needs to do it. */
+static bool connection_send_bare(
+    const struct connection *connection, const char *bytes, size_t length)
+{
+    unsigned char head[8], tail[24];
+
+    record_answer(&connection->reader, length, head, tail);
+    return length <= RECORD_CONTENT_MAX && connection_send(connection, head, sizeof head) &&
+           connection_send(connection, bytes, length) &&
+           connection_send(connection, tail, sizeof tail);
+}
+
 /* Whether another request may come after the one that has been answered. */
 static bool connection_may_go_on(const struct connection *connection)
 {
@@ -860,12 +834,11 @@ static bool connection_may_go_on(const struct connection *connection)
 
 void connection_reply(struct connection *connection, const char *bytes, size_t length, usec_t now)
 {
-    const char *reason = NULL;
+    bool decoded = connection->state == CONNECTION_STATE_DECODED || connection_decode(connection);
+    bool sent = decoded ? connection_send_reply(connection, bytes, length)
+                        : connection_send_bare(connection, bytes, length);
+    const char *reason = sent ? NULL : "peer does not read";
 
-    if (connection->state == CONNECTION_STATE_SHED && !connection_decode_bare(connection))
-        reason = "out of memory";
-    else if (!connection_send_reply(connection, bytes, length))
-        reason = "peer does not read";
     connection_free_request(connection);
     record_next(&connection->reader);
     connection->owner = NULL;

@@ -105,9 +105,9 @@ void connection_wait(struct connection *connection);
 bool connection_shed(struct connection *connection);
 
 /* Answers the open request with these bytes, a CGI response (RFC 3875, section 6), and ends it.
- * Then the connection is freed, unless the peer keeps it. libfcgi's memory for the answer is
- * held in reserve. The connection is closed without an answer if that does not suffice, or if
- * the peer does not read. */
+ * Then the connection is freed, unless the peer keeps it. Without
+ * memory for libfcgi the answer is sent in records of our own. The connection is closed without
+ * an answer if the peer does not read. */
 void connection_reply(struct connection *connection, const char *bytes, size_t length, usec_t now);
 
 /* Closes the connection without an answer, and frees it. The reason goes to the debug log. */

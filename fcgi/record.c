@@ -443,6 +443,14 @@ void record_end_request(uint16_t request_id, uint8_t protocol_status, unsigned c
     memcpy(bytes + FCGI_HEADER_LEN, &body, sizeof body);
 }
 
+void record_answer(const struct record_reader *reader, size_t content, unsigned char head[8],
+    unsigned char tail[24])
+{
+    record_put_header(head, FCGI_STDOUT, reader->request_id, content);
+    record_put_header(tail, FCGI_STDOUT, reader->request_id, 0);
+    record_end_request(reader->request_id, FCGI_REQUEST_COMPLETE, tail + FCGI_HEADER_LEN);
+}
+
 void record_forget(struct record_reader *reader)
 {
     record_free_bytes(&reader->params);

@@ -20,6 +20,9 @@
 /* PARAMS of one request, in all their records together: what fits into one record. */
 #define RECORD_PARAMS_MAX 65535
 
+/* Content of one record (section 3.3). */
+#define RECORD_CONTENT_MAX 65535
+
 /* Room for the reply to a management record. */
 #define RECORD_REPLY_MAX 32
 
@@ -119,6 +122,14 @@ size_t record_management_reply(struct record_reader *reader, unsigned char reply
 
 /* Writes an FCGI_END_REQUEST of 16 bytes (section 5.5). */
 void record_end_request(uint16_t request_id, uint8_t protocol_status, unsigned char bytes[16]);
+
+/*
+ * Writes what stands around an answer that is one FCGI_STDOUT record: the header before its content
+ * of at most RECORD_CONTENT_MAX bytes, and after it the end of the stream (section 5.3) and
+ * FCGI_END_REQUEST.
+ */
+void record_answer(const struct record_reader *reader, size_t content, unsigned char head[8],
+    unsigned char tail[24]);
 
 /* Frees the parameters of the request; its id and whether to keep the connection stay. */
 void record_forget(struct record_reader *reader);

@@ -54,6 +54,8 @@ struct worker {
     struct waiting *waiting;
     struct metrics *metrics;
     struct worker_batch batch;
+    char *failure; /* an answer with status 500, for lack of memory to make an answer */
+    size_t failure_length;
     usec_t stop_due; /* when to end at the latest; USEC_NEVER: not stopping */
     char space[QUERY_SPACE];
 };
@@ -72,23 +74,21 @@ static bool worker_is_stopping(const struct worker *worker)
     return worker->stop_due != USEC_NEVER;
 }
 
-/* Sends an answer, and frees it; NULL: there was no memory for it. */
-static void worker_send(struct connection *connection, char *bytes, size_t length, usec_t now)
+/* Sends an answer, and frees it. NULL: there was no memory to make it; `failure` is sent. */
+static void worker_send(
+    struct worker *worker, struct connection *connection, char *bytes, size_t length, usec_t now)
 {
     if (bytes)
         connection_reply(connection, bytes, length, now);
     else
-        connection_close(connection, "out of memory");
+        connection_reply(connection, worker->failure, worker->failure_length, now);
     free(bytes);
 }
 
-/* Counts an answer that is about to be sent. If it could not be made it counts as unanswered. */
+/* Counts an answer that is about to be sent: see worker_send(). */
 static void worker_count_answer(struct worker *worker, enum reply_kind kind, bool made)
 {
-    if (made)
-        metrics_count_answer(worker->metrics, kind);
-    else
-        metrics_count_unanswered(worker->metrics);
+    metrics_count_answer(worker->metrics, made ? kind : REPLY_DATABASE_FAILED);
 }
 
 static void worker_reply(struct worker *worker, struct connection *connection, enum reply_kind kind,
@@ -98,7 +98,7 @@ static void worker_reply(struct worker *worker, struct connection *connection, e
     char *bytes = reply_make(kind, text, head, &length);
 
     worker_count_answer(worker, kind, bytes);
-    worker_send(connection, bytes, length, now);
+    worker_send(worker, connection, bytes, length, now);
 }
 
 static void worker_reply_metrics(
@@ -110,7 +110,7 @@ static void worker_reply_metrics(
     if (text)
         bytes = reply_make_metrics(text, head, &length);
     free(text);
-    worker_send(connection, bytes, length, now);
+    worker_send(worker, connection, bytes, length, now);
 }
 
 /* Ends a waiting request. Returns its connection, which can be answered or closed. */
@@ -161,7 +161,7 @@ static void worker_finish(struct worker *worker, struct request *request, enum r
     worker_count_answer(worker, kind, bytes);
     if (bytes)
         worker_observe_answer(worker, request, kind, now);
-    worker_send(worker_end_request(worker, request), bytes, length, now);
+    worker_send(worker, worker_end_request(worker, request), bytes, length, now);
 }
 
 /* Answers that the database did not answer in time. */
@@ -499,7 +499,8 @@ static bool worker_open(struct worker *worker)
         waiting_new(options->poll_interval_ms * USEC_PER_MS, options->db_timeout_ms * USEC_PER_MS);
     worker->lookup = lookup_new(worker->epoll_fd, options->database, options->instance_schema,
         options->db_timeout_ms * USEC_PER_MS);
-    if (worker->epoll_fd < 0 || !worker->waiting || !worker->lookup) {
+    worker->failure = reply_make(REPLY_DATABASE_FAILED, NULL, false, &worker->failure_length);
+    if (worker->epoll_fd < 0 || !worker->waiting || !worker->lookup || !worker->failure) {
         log_error("cannot start: %s", strerror(errno));
         return false;
     }
@@ -519,6 +520,7 @@ static void worker_close(struct worker *worker)
         lookup_free(worker->lookup);
     if (worker->epoll_fd >= 0)
         close(worker->epoll_fd);
+    free(worker->failure);
     free(worker);
 }
 

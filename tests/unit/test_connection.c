@@ -95,37 +95,55 @@ static void test_a_request_is_answered(void **state)
     assert_answered();
 }
 
-/* Without memory a request is refused, with what has been kept in reserve. */
+/* The peer has the answer in records of our own: without padding. */
+static void assert_answered_bare(void)
+{
+    unsigned char bytes[200] = {0};
+    const size_t content = sizeof answer - 1;
+
+    assert_int_equal(recv(peer_fd, bytes, sizeof bytes, MSG_DONTWAIT), 8 + content + 8 + 16);
+    assert_memory_equal(bytes, "\1\6\0\1\0", 5);
+    assert_int_equal(bytes[5], content);
+    assert_memory_equal(bytes + 8, answer, content);
+    assert_memory_equal(bytes + 8 + content, "\1\6\0\1\0\0\0\0\1\3\0\1\0\x08\0\0", 16);
+}
+
+/* A request is refused without memory to decode it, and the connection goes on. */
 static void test_a_request_without_memory_is_refused(void **state)
 {
     (void)state;
-    lacking = 2;
+    lacking = 100;
     assert_int_equal(connection_read(connection, clock_now()), CONNECTION_EVENT_REFUSE);
-    assert_int_equal(lacking, 0);
     assert_null(connection_param(connection, "REQUEST_URI"));
+    reply();
+    assert_answered_bare();
+    assert_int_equal(connections_count(connections), 1);
+    lacking = 0;
+    assert_int_equal(send(peer_fd, request, sizeof request - 1, 0), sizeof request - 1);
+    assert_int_equal(connection_read(connection, clock_now()), CONNECTION_EVENT_REQUEST);
     reply();
     assert_answered();
 }
 
-/* A parked request is answered with it, too. */
-static void test_a_parked_request_without_memory_is_answered(void **state)
+/* Memory that is there again is used. */
+static void test_a_refused_request_is_answered_by_libfcgi_if_it_can(void **state)
+{
+    (void)state;
+    lacking = 1;
+    assert_int_equal(connection_read(connection, clock_now()), CONNECTION_EVENT_REFUSE);
+    assert_int_equal(lacking, 0);
+    reply();
+    assert_answered();
+}
+
+static void test_a_shed_request_without_memory_is_answered(void **state)
 {
     (void)state;
     assert_int_equal(connection_read(connection, clock_now()), CONNECTION_EVENT_REQUEST);
     assert_true(connection_shed(connection));
-    lacking = 1;
-    reply();
-    assert_int_equal(lacking, 0);
-    assert_answered();
-}
-
-/* Where even that does not suffice the connection is closed, and libfcgi is not asked. */
-static void test_no_memory_at_all(void **state)
-{
-    (void)state;
     lacking = 100;
-    assert_int_equal(connection_read(connection, clock_now()), CONNECTION_EVENT_NOTHING);
-    assert_int_equal(connections_count(connections), 0);
+    reply();
+    assert_answered_bare();
 }
 
 int main(void)
@@ -135,9 +153,10 @@ int main(void)
             test_a_request_is_answered, open_connection, close_connection),
         cmocka_unit_test_setup_teardown(
             test_a_request_without_memory_is_refused, open_connection, close_connection),
+        cmocka_unit_test_setup_teardown(test_a_refused_request_is_answered_by_libfcgi_if_it_can,
+            open_connection, close_connection),
         cmocka_unit_test_setup_teardown(
-            test_a_parked_request_without_memory_is_answered, open_connection, close_connection),
-        cmocka_unit_test_setup_teardown(test_no_memory_at_all, open_connection, close_connection),
+            test_a_shed_request_without_memory_is_answered, open_connection, close_connection),
     };
 
     return cmocka_run_group_tests(tests, NULL, NULL);
