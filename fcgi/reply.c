@@ -13,7 +13,7 @@ static const struct {
     const char *status;
     int code;
     const char *hint;
-} kinds[] = {
+} reply_kinds[] = {
     [REPLY_PAID] = {"200 OK", 0, NULL},
     [REPLY_UNPAID] = {"202 Accepted", 0, NULL},
     [REPLY_OPTIONS] = {"204 No Content", 0, NULL},
@@ -28,12 +28,12 @@ static const struct {
 
 int reply_status(enum reply_kind kind)
 {
-    return atoi(kinds[kind].status);
+    return atoi(reply_kinds[kind].status);
 }
 
 int reply_code(enum reply_kind kind)
 {
-    return kinds[kind].code;
+    return reply_kinds[kind].code;
 }
 
 static cJSON *reply_make_object(enum reply_kind kind, const char *text)
@@ -41,11 +41,11 @@ static cJSON *reply_make_object(enum reply_kind kind, const char *text)
     cJSON *object = cJSON_CreateObject();
     bool ok = object;
 
-    if (kinds[kind].code == 0) {
+    if (reply_kinds[kind].code == 0) {
         ok = ok && cJSON_AddStringToObject(object, "order_id", text);
     } else {
-        ok = ok && cJSON_AddNumberToObject(object, "code", kinds[kind].code);
-        ok = ok && cJSON_AddStringToObject(object, "hint", kinds[kind].hint);
+        ok = ok && cJSON_AddNumberToObject(object, "code", reply_kinds[kind].code);
+        ok = ok && cJSON_AddStringToObject(object, "hint", reply_kinds[kind].hint);
         ok = ok && (!text || cJSON_AddStringToObject(object, "detail", text));
     }
     if (ok)
@@ -87,7 +87,7 @@ char *reply_make(enum reply_kind kind, const char *text, bool head, size_t *leng
     n = asprintf(&reply,
         "Status: %s\r\nContent-Type: application/json\r\nContent-Length: %zu\r\n"
         "Cache-Control: no-store\r\n" ANY_ORIGIN "%s\r\n%s",
-        kinds[kind].status, strlen(body), allow, head ? "" : body);
+        reply_kinds[kind].status, strlen(body), allow, head ? "" : body);
     cJSON_free(body);
     if (n < 0)
         return NULL;

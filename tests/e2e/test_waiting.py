@@ -77,7 +77,7 @@ def test_paid_at_once(quick, merchant):
     assert answer.seconds < SLACK
 
 
-def test_the_shipped_interval(start_pool, postgres, merchant):
+def test_the_default_poll_interval(start_pool, postgres, merchant):
     """While a request waits, the database is asked 40 times a second whether it has changed, otherwise never."""
     def checks():
         return sum("execute merchant_sessions_changes" in line for line in postgres.log_lines())
