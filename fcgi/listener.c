@@ -5,6 +5,7 @@
 #include <fcntl.h>
 #include <netdb.h>
 #include <netinet/in.h>
+#include <poll.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -292,6 +293,13 @@ void listener_refuse(int fd)
     /* On TCP it would reset the connections that wait to be accepted. */
     if (getsockopt(fd, SOL_SOCKET, SO_DOMAIN, &domain, &length) == 0 && domain == AF_UNIX)
         shutdown(fd, SHUT_RD);
+}
+
+bool listener_refuses(int fd)
+{
+    struct pollfd listener = {.fd = fd, .events = POLLRDHUP};
+
+    return poll(&listener, 1, 0) == 1 && (listener.revents & POLLRDHUP) != 0;
 }
 
 /* The inode number cannot belong to another file: the open socket keeps the inode. */

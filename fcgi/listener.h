@@ -40,6 +40,9 @@ bool listener_open(struct listener *listener, const char *address, mode_t mode);
  */
 void listener_refuse(int fd);
 
+/* Whether listener_refuse() was called for this socket, by any process that has it. */
+bool listener_refuses(int fd);
+
 /* Closes it. Removes the file at its path, unless the path has become another file since. */
 void listener_close(const struct listener *listener);
 

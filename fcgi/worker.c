@@ -21,9 +21,10 @@
 #include "waiting.h"
 
 #define EVENTS_AT_ONCE 256
+/* Limit of the connections that are accepted in a turn. */
 #define ACCEPT_AT_ONCE 64
-/* Limit of the connections that are accepted after a signal to stop. As many can have come before
- * it: the backlog of listener_open(), or more than that of an inherited socket. */
+/* The same for a worker that stops and whose listening socket refuses new connections: what waits
+ * there is lost if it is not accepted. It is no more than the backlog of listener_open(). */
 #define ACCEPT_LAST SOMAXCONN
 /* Limit of the last lookups after a signal to stop. */
 #define STOP_ASK USEC_PER_SEC
@@ -370,7 +371,7 @@ static void worker_begin_stopping(struct worker *worker, usec_t now)
     if (worker->options->workers == 0 && worker->options->listen)
         listener_refuse(worker->listen_fd);
     connections_stop(worker->connections);
-    worker_accept(worker, ACCEPT_LAST, now);
+    worker_accept(worker, listener_refuses(worker->listen_fd) ? ACCEPT_LAST : ACCEPT_AT_ONCE, now);
     waiting_stop(worker->waiting, now + STOP_ASK);
 }
 

@@ -227,6 +227,29 @@ static void test_closing_after_the_directory_has_gone(void **state)
     assert_int_equal(fcntl(listener.fd, F_GETFD), -1);
 }
 
+/* A socket that refuses still has what waits in its backlog. */
+static void test_refusing(void **state)
+{
+    struct listener unix_socket = opened("./sock", 0600), tcp = opened("127.0.0.1:0", 0600);
+    int before = socket(AF_UNIX, SOCK_STREAM, 0), fd;
+    const struct sockaddr_un address = {.sun_family = AF_UNIX, .sun_path = "./sock"};
+
+    (void)state;
+    assert_int_equal(connect(before, (const struct sockaddr *)&address, sizeof address), 0);
+    assert_false(listener_refuses(unix_socket.fd));
+    listener_refuse(unix_socket.fd);
+    listener_refuse(tcp.fd);
+    assert_true(listener_refuses(unix_socket.fd));
+    assert_false(listener_refuses(tcp.fd));
+    assert_false(connects("./sock"));
+    fd = accept(unix_socket.fd, NULL, NULL);
+    assert_true(fd >= 0);
+    close(fd);
+    close(before);
+    listener_close(&unix_socket);
+    listener_close(&tcp);
+}
+
 static void test_paths_that_cannot_be_had(void **state)
 {
     char path[110] = "./";
@@ -631,6 +654,7 @@ int main(void)
         TEST(test_sockets_in_use),
         TEST(test_closing_leaves_the_socket_of_another),
         TEST(test_closing_after_the_directory_has_gone),
+        TEST(test_refusing),
         TEST(test_paths_that_cannot_be_had),
         TEST(test_a_directory_that_is_locked),
         TEST(test_starting_together),
