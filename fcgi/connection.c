@@ -832,6 +832,19 @@ static bool connection_may_go_on(const struct connection *connection)
            connection->connections->state != ACCEPT_STOPPED;
 }
 
+/* Frees a connection; nothing else does. */
+static void connection_free(struct connection *connection)
+{
+    struct connections *connections = connection->connections;
+
+    connection_free_request(connection);
+    record_close(&connection->reader);
+    connection_leave(connection);
+    close(connection->fd);
+    free(connection);
+    connections_check_room(connections);
+}
+
 void connection_reply(struct connection *connection, const char *bytes, size_t length, usec_t now)
 {
     bool decoded = connection->state == CONNECTION_STATE_DECODED || connection_decode(connection);
@@ -847,22 +860,17 @@ void connection_reply(struct connection *connection, const char *bytes, size_t l
         reason = "answered";
     if (!reason && !connection_await(connection, now))
         reason = "cannot be watched";
-    if (reason)
-        connection_close(connection, reason);
+    if (!reason)
+        return;
+    log_debug("connection %d: %s", connection->fd, reason);
+    connection_free(connection);
 }
 
 void connection_close(struct connection *connection, const char *reason)
 {
-    struct connections *connections = connection->connections;
-
     log_debug("connection %d: %s%s", connection->fd, reason,
         connection_has_request(connection) ? ", while a request was open" : "");
-    connection_free_request(connection);
-    record_close(&connection->reader);
-    connection_leave(connection);
-    close(connection->fd);
-    free(connection);
-    connections_check_room(connections);
+    connection_free(connection);
 }
 
 void connection_set_owner(struct connection *connection, void *owner)

@@ -210,8 +210,8 @@ def check_same_workers(stage, _):
        conceivable="^(500, |closed without an answer|502 without)")
 def memory_exhausted(stage):
     """RLIMIT_AS leaves memory for few of those who want to wait. Others are refused with 500 at once, which the judge does not
-    know as a reason. Where even libfcgi's reserve cannot be had again the connection is closed without an answer (502 from
-    nginx): this is a limit of the program, not of the judge. No worker dies. Then there is memory again."""
+    know as a reason. Where there is no memory for a connection or for the records of a request the connection is closed without
+    an answer (502 from nginx): this is a limit of the program, not of the judge. No worker dies. Then there is memory again."""
     sleep(stage.period)
     stage.left = sorted(children(stage.pool.pid))
     for pid in stage.left:
