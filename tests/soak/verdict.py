@@ -59,8 +59,8 @@ class Growth:
 
     def __str__(self):
         early, late = ("none" if value is None else f"{value:g}" for value in (self.early, self.late))
-        found = "" if self.bound.growth == math.inf else "GROWS" if self.excessive else "flat"
-        return f"{self.bound.column:36} {early:>10} {late:>10} {self.bound.growth:>8g}  {found}"
+        bound = "any" if self.bound.growth == math.inf else f"{self.bound.growth:g}"
+        return f"{self.bound.column:36} {early:>10} {late:>10} {bound:>8}  {'GROWS' if self.excessive else ''}".rstrip()
 
 
 def growths(rows, seconds, calm_from, workers):
