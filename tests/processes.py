@@ -6,6 +6,7 @@ import glob
 import os
 import pathlib
 import pwd
+import secrets
 import socket
 import subprocess
 import time
@@ -39,10 +40,13 @@ def wait_until(condition, seconds=10, what="condition"):
 
 
 def free_port():
-    """A TCP port of 127.0.0.1 that nobody listens on."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]
+    """A TCP port of 127.0.0.1 that nobody listens on. No outgoing connection gets it either: it is below their range."""
+    end = int(pathlib.Path("/proc/sys/net/ipv4/ip_local_port_range").read_text().split()[0])
+    while True:
+        port = 10_000 + secrets.randbelow(end - 10_000)
+        with socket.socket() as probe, contextlib.suppress(OSError):
+            probe.bind(("127.0.0.1", port))
+            return port
 
 
 def connects(address):
