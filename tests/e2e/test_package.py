@@ -60,7 +60,7 @@ def machine():
 
 def sql(machine, text):
     psql = "runuser -u postgres -- psql -X -q -A -t -v ON_ERROR_STOP=1 -d taler-merchant"
-    return machine.run(f'{psql} <<"END"\n{text}\nEND')
+    return machine.run(f'{psql} <<"END OF SQL"\n{text}\nEND OF SQL')
 
 
 def get(machine, session="paid", timeout_ms=0):
