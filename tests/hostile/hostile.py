@@ -17,9 +17,8 @@ RATIO_ALLOWED = 2.0
 
 def parse_arguments():
     parser = argparse.ArgumentParser(prog="tests/hostile/run", description="Hostile peers against the pool.")
-    parser.add_argument("--sanitized", required=True, help="the program with AddressSanitizer")
+    parser.add_argument("--program", required=True, help="the program with AddressSanitizer")
     parser.add_argument("--plain", required=True, help="the program as a release build")
-    parser.add_argument("--mutate", required=True, help="the program of mutate.c")
     parser.add_argument("--streams", type=int, default=1_000_000)
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--seconds", type=float, default=5, help="of each measurement")
@@ -30,11 +29,12 @@ def parse_arguments():
 
 def main():
     chosen = parse_arguments()
+    mutate = pathlib.Path(chosen.plain).parents[1] / "tests/hostile/mutate"
     slow = []
     if "mutations" in chosen.only:
-        with attacked(chosen.sanitized, env=mutations.SMALL_QUARANTINE) as victim:
+        with attacked(chosen.program, env=mutations.SMALL_QUARANTINE) as victim:
             print(f"Mutations, seed {chosen.seed}: "
-                  f"{mutations.run(victim, chosen.mutate, chosen.streams, chosen.seed)}", flush=True)
+                  f"{mutations.run(victim, mutate, chosen.streams, chosen.seed)}", flush=True)
     for kind in peers.KINDS:
         if kind.__name__.lower() in chosen.only:
             with attacked(chosen.plain) as victim:
