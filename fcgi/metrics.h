@@ -54,7 +54,7 @@ void metrics_leave(struct metrics *metrics, size_t slot, enum metrics_end end);
 /* A request was answered; not one for these metrics. */
 void metrics_count_answer(struct metrics *metrics, enum reply_kind kind);
 
-/* A request has ended without an answer: its client left, or there was no memory for an answer. */
+/* A request has ended without an answer: its client left. */
 void metrics_count_unanswered(struct metrics *metrics);
 
 /* A request that needed the database was answered, this time after it came. waited: it was parked.

@@ -17,11 +17,12 @@
  * memory.
  */
 
-/* PARAMS of one request, in all their records together: what fits into one record. */
-#define RECORD_PARAMS_MAX 65535
-
-/* Content of one record (section 3.3). */
+/* Limit of the content of a record (section 3.3). */
 #define RECORD_CONTENT_MAX 65535
+
+/* Limit of the PARAMS of one request, in all their records together: they are written again as one
+ * record. */
+#define RECORD_PARAMS_MAX RECORD_CONTENT_MAX
 
 /* Room for the reply to a management record. */
 #define RECORD_REPLY_MAX 32

@@ -61,7 +61,7 @@ struct worker {
     char space[QUERY_SPACE];
 };
 
-/* Set by the signal handler, which runs only in worker_turn(), while it waits for events. */
+/* Set by the signal handler, which runs only in worker_turn(), around its wait for events. */
 static volatile sig_atomic_t worker_stop_asked;
 
 static void worker_on_stop(int signal)
