@@ -2,6 +2,7 @@
 """Faults of the pool's processes, and of what the machine gives them: descriptors, memory, time, a place for the log."""
 
 import contextlib
+import fcntl
 import os
 import pathlib
 import re
@@ -297,6 +298,7 @@ class PipedPool(Pool):
     def __init__(self, *arguments, **options):
         super().__init__(*arguments, **options)
         self.reader, self.writer = os.pipe()
+        fcntl.fcntl(self.writer, fcntl.F_SETPIPE_SZ, 4096)  # soon full
         os.set_blocking(self.reader, False)
         self.text = b""
 
