@@ -76,12 +76,7 @@ def test_the_socket_of_a_pool_that_was_killed(program, database, start_pool, tmp
         stale.bind(str(path))
     process = subprocess.Popen([program, "--listen", path, "-d", database, "-w", "0"], stderr=subprocess.PIPE)
     try:
-        def connects():
-            try:
-                return fastcgi.Connection(str(path))
-            except ConnectionRefusedError:
-                return None
-        wait_until(connects, 5, "a socket that listens").close()
+        wait_until(lambda: connects(str(path)), 5, "a socket that listens")
     finally:
         process.terminate()
         process.communicate(timeout=5)
@@ -789,7 +784,7 @@ def test_a_log_that_nobody_reads_holds_up_nobody(program, database, tmp_path):
     with start([program, "--verbose", "--workers", "1", "--database", database, "--listen", path],
                stderr=writer, start_new_session=True) as process:
         os.close(writer)
-        wait_until(path.exists, 5, "the socket")
+        wait_until(lambda: connects(str(path)), 5, "the socket")
         fcgi = Fcgi(str(path))
         for _ in range(1500):
             assert fcgi.get("/nothing").status == 404
