@@ -19,10 +19,18 @@ static const struct {
     {"MERCHANT_SESSIONS_METRICS", 25},
 };
 
-/* One name-value pair (section 3.4) within PARAMS. */
+/* The length of the longest wanted name. */
+#define RECORD_NAME_MAX 25
+
+/* PARAMS are looked through in pieces of this size at most, which bounds the memory for pairs that
+ * are not wanted. Most requests fit into one. */
+#define RECORD_PIECE 4096
+
+/* A name-value pair (section 3.4), of which at least the lengths have been read. */
 struct record_pair {
-    const unsigned char *start, *name, *value;
-    size_t name_length, value_length;
+    const unsigned char *name;
+    size_t name_length;
+    uint64_t length; /* of all of it */
 };
 
 static void record_put_header(unsigned char *at, uint8_t type, uint16_t request_id, size_t content)
@@ -37,6 +45,12 @@ static void record_put_header(unsigned char *at, uint8_t type, uint16_t request_
     };
 
     memcpy(at, &header, sizeof header);
+}
+
+/* How much of something there is, where there is room for so much of it. */
+static size_t record_smaller(uint64_t amount, size_t room)
+{
+    return amount < room ? (size_t)amount : room;
 }
 
 static bool record_collect(struct record_bytes *to, const unsigned char *bytes, size_t length)
@@ -65,35 +79,32 @@ static void record_free_bytes(struct record_bytes *bytes)
     *bytes = (struct record_bytes){0};
 }
 
-/* Takes one length of a name-value pair off the front; false if it is cut short. */
-static bool record_take_length(const unsigned char **at, size_t *left, size_t *value)
+/* Reads one length of a name-value pair, and moves on; false if it is cut short. */
+static bool record_read_length(const unsigned char **at, const unsigned char *end, size_t *length)
 {
     const unsigned char *p = *at;
-    size_t size = *left > 0 && p[0] & 0x80 ? 4 : 1;
+    ptrdiff_t size = p < end && p[0] & 0x80 ? 4 : 1;
 
-    if (*left < size)
+    if (end - p < size)
         return false;
-    *value = size == 1 ? p[0]
-                       : ((size_t)(p[0] & 0x7f) << 24) | ((size_t)p[1] << 16) |
-                             ((size_t)p[2] << 8) | (size_t)p[3];
+    *length = size == 1 ? p[0]
+                        : ((size_t)(p[0] & 0x7f) << 24) | ((size_t)p[1] << 16) |
+                              ((size_t)p[2] << 8) | (size_t)p[3];
     *at += size;
-    *left -= size;
     return true;
 }
 
-/* Takes one name-value pair off the front; false if there is no whole one. */
-static bool record_take_pair(const unsigned char **at, size_t *left, struct record_pair *pair)
+/* Reads the lengths of the pair that begins here; false if they are cut short. */
+static bool record_read_pair(
+    const unsigned char *start, const unsigned char *end, struct record_pair *pair)
 {
-    pair->start = *at;
-    if (!record_take_length(at, left, &pair->name_length) ||
-        !record_take_length(at, left, &pair->value_length))
+    size_t value_length;
+
+    pair->name = start;
+    if (!record_read_length(&pair->name, end, &pair->name_length) ||
+        !record_read_length(&pair->name, end, &value_length))
         return false;
-    if (pair->name_length > *left || pair->value_length > *left - pair->name_length)
-        return false;
-    pair->name = *at;
-    pair->value = pair->name + pair->name_length;
-    *at = pair->value + pair->value_length;
-    *left -= pair->name_length + pair->value_length;
+    pair->length = (uint64_t)(pair->name - start) + pair->name_length + value_length;
     return true;
 }
 
@@ -102,41 +113,91 @@ static bool record_pair_is_named(const struct record_pair *pair, const char *nam
     return pair->name_length == length && memcmp(pair->name, name, length) == 0;
 }
 
-/* Whether this is the first pair with a wanted name; found has a bit for each of these. */
-static bool record_pair_is_wanted(const struct record_pair *pair, unsigned *found)
+/* The bit of the pair's name, which has been read; 0: it is not wanted, or not the first one. */
+static unsigned record_pair_bit(const struct record_pair *pair, unsigned found)
 {
-    for (unsigned i = 0; i < RECORD_WANTED_MAX; i++) {
-        if (!record_pair_is_named(pair, record_wanted[i].name, record_wanted[i].length))
-            continue;
-        if (*found & 1u << i)
-            return false;
-        *found |= 1u << i;
-        return true;
-    }
-    return false;
+    for (unsigned i = 0; i < RECORD_WANTED_MAX; i++)
+        if (record_pair_is_named(pair, record_wanted[i].name, record_wanted[i].length))
+            return ~found & 1u << i;
+    return 0;
 }
 
-/* Checks all pairs, and moves those that are wanted to the front. False if one is cut short, or
- * has a NUL in it: they are meta-variables (RFC 3875, section 4.1). */
-static bool record_keep_wanted(struct record_bytes *params)
+/* Handles the pair that begins here: keeps it, or passes it over. Returns how many bytes that were;
+ * 0: first more of the pair has to come. */
+static size_t record_filter_pair(
+    struct record_reader *reader, const unsigned char *start, const unsigned char *end)
 {
-    const unsigned char *at = params->at;
-    size_t left = params->length, kept = 0;
-    unsigned found = 0;
+    struct record_pairs *pairs = &reader->pairs;
+    struct record_pair pair;
+    bool named;
+    size_t length;
+    unsigned bit;
 
-    while (left > 0) {
-        struct record_pair pair;
-
-        if (!record_take_pair(&at, &left, &pair) ||
-            memchr(pair.name, '\0', pair.name_length + pair.value_length))
-            return false;
-        if (!record_pair_is_wanted(&pair, &found))
-            continue;
-        memmove(params->at + kept, pair.start, (size_t)(at - pair.start));
-        kept += (size_t)(at - pair.start);
+    if (!record_read_pair(start, end, &pair))
+        return 0;
+    named = pair.name_length <= (size_t)(end - pair.name);
+    if (!named && pair.name_length <= RECORD_NAME_MAX)
+        return 0;
+    bit = named ? record_pair_bit(&pair, pairs->found) : 0;
+    if (bit && pair.length > RECORD_PARAMS_MAX - pairs->kept)
+        pairs->unsound = true;
+    else if (bit && pair.length > (size_t)(end - start))
+        return 0;
+    length = record_smaller(pair.length, (size_t)(end - start));
+    /* They are meta-variables (RFC 3875, section 4.1). */
+    if (memchr(pair.name, '\0', length - (size_t)(pair.name - start)))
+        pairs->unsound = true;
+    pairs->passing = pair.length - length;
+    if (bit && !pairs->unsound) {
+        memmove(reader->params.at + pairs->kept, start, length);
+        pairs->kept += length;
+        pairs->found |= bit;
     }
-    params->length = kept;
+    return length;
+}
+
+/* Handles the pairs that have been collected, so that only what is wanted stays, and the beginning
+ * of one that is, or may be. */
+static void record_filter(struct record_reader *reader)
+{
+    struct record_bytes *params = &reader->params;
+    const unsigned char *at = params->at + reader->pairs.kept, *end = params->at + params->length;
+    size_t length;
+
+    while ((length = record_filter_pair(reader, at, end)) > 0)
+        at += length;
+    memmove(params->at + reader->pairs.kept, at, (size_t)(end - at));
+    params->length = reader->pairs.kept + (size_t)(end - at);
+}
+
+/* Content of PARAMS. False if we are out of memory. */
+static bool record_keep_params(
+    struct record_reader *reader, const unsigned char *bytes, size_t length)
+{
+    struct record_pairs *pairs = &reader->pairs;
+
+    while (length > 0 && !pairs->unsound) {
+        size_t used = record_smaller(pairs->passing > 0 ? pairs->passing : RECORD_PIECE, length);
+
+        if (pairs->passing > 0) {
+            pairs->unsound = memchr(bytes, '\0', used);
+            pairs->passing -= used;
+        } else {
+            if (!record_collect(&reader->params, bytes, used))
+                return false;
+            record_filter(reader);
+        }
+        bytes += used;
+        length -= used;
+    }
     return true;
+}
+
+/* Whether PARAMS may end here: between two pairs. */
+static bool record_params_are_sound(const struct record_reader *reader)
+{
+    return !reader->pairs.unsound && reader->pairs.passing == 0 &&
+           reader->params.length == reader->pairs.kept;
 }
 
 static uint16_t record_id(const struct record_reader *reader)
@@ -171,7 +232,7 @@ static void record_set_phase(struct record_reader *reader, enum record_phase pha
     reader->phase = phase;
     switch (phase) {
     case RECORD_PHASE_IDLE:
-        record_free_bytes(&reader->params);
+        record_forget(reader);
         break;
     case RECORD_PHASE_PARAMS:
         reader->request_id = record_id(reader);
@@ -212,20 +273,17 @@ static void record_set_part(struct record_reader *reader, enum record_part part)
 /* Whether a record with this header may come now. */
 static bool record_header_is_sound(const struct record_reader *reader)
 {
-    size_t content = record_content(reader);
-
     if (reader->header[0] != FCGI_VERSION_1)
         return false;
     if (record_id(reader) == FCGI_NULL_REQUEST_ID)
         return true;
     if (reader->header[1] == FCGI_BEGIN_REQUEST)
-        return content == sizeof reader->begin && !record_is_of_request(reader);
+        return record_content(reader) == sizeof reader->begin && !record_is_of_request(reader);
     if (!record_is_of_request(reader))
         return true;
     switch (reader->header[1]) {
     case FCGI_PARAMS:
-        return reader->phase == RECORD_PHASE_PARAMS &&
-               reader->params.length + content <= RECORD_PARAMS_MAX;
+        return reader->phase == RECORD_PHASE_PARAMS;
     case FCGI_STDIN:
         return reader->phase == RECORD_PHASE_STDIN;
     case FCGI_ABORT_REQUEST:
@@ -248,7 +306,7 @@ static bool record_keep_content(
         return true;
     }
     if (reader->header[1] == FCGI_PARAMS && record_is_of_request(reader))
-        return record_collect(&reader->params, bytes, length);
+        return record_keep_params(reader, bytes, length);
     return true;
 }
 
@@ -266,7 +324,7 @@ static enum record_event record_end_of_begin(struct record_reader *reader)
 
 static enum record_event record_end_of_params(struct record_reader *reader)
 {
-    if (!record_keep_wanted(&reader->params))
+    if (!record_params_are_sound(reader))
         return RECORD_EVENT_BROKEN;
     record_set_phase(reader, RECORD_PHASE_STDIN);
     return RECORD_EVENT_MORE;
@@ -295,11 +353,6 @@ static enum record_event record_complete(struct record_reader *reader)
         return RECORD_EVENT_MORE;
     return reader->header[1] == FCGI_PARAMS ? record_end_of_params(reader)
                                             : record_end_of_stdin(reader);
-}
-
-static size_t record_smaller(size_t a, size_t b)
-{
-    return a < b ? a : b;
 }
 
 static enum record_event record_read_header(
@@ -396,19 +449,31 @@ void record_request(const struct record_reader *reader, struct record_request *r
     request->length = head + params + sizeof request->tail;
 }
 
+/* Whether there is a pair of this name, before the first that is cut short. */
+static bool record_has_pair(const struct record_bytes *bytes, const char *name, size_t length)
+{
+    size_t at = 0;
+    struct record_pair pair;
+
+    while (at < bytes->length &&
+           record_read_pair(bytes->at + at, bytes->at + bytes->length, &pair) &&
+           pair.length <= bytes->length - at) {
+        if (record_pair_is_named(&pair, name, length))
+            return true;
+        at += (size_t)pair.length;
+    }
+    return false;
+}
+
 /* The only value that FCGI_GET_VALUES is told: no multiplexing. The numbers of connections and
  * requests follow from the operator's limit on descriptors. */
 static size_t record_values_reply(const struct record_bytes *values, unsigned char *reply)
 {
     static const char name[] = FCGI_MPXS_CONNS;
-    const unsigned char *at = values->at;
-    size_t left = values->length, length = 0;
     unsigned char *content = reply + FCGI_HEADER_LEN;
-    struct record_pair pair;
+    size_t length = 0;
 
-    while (length == 0 && left > 0 && record_take_pair(&at, &left, &pair)) {
-        if (!record_pair_is_named(&pair, name, sizeof name - 1))
-            continue;
+    if (record_has_pair(values, name, sizeof name - 1)) {
         content[0] = sizeof name - 1;
         content[1] = 1;
         memcpy(content + 2, name, sizeof name - 1);
@@ -454,6 +519,7 @@ void record_answer(const struct record_reader *reader, size_t content, unsigned 
 void record_forget(struct record_reader *reader)
 {
     record_free_bytes(&reader->params);
+    reader->pairs = (struct record_pairs){0};
 }
 
 void record_next(struct record_reader *reader)

@@ -20,8 +20,8 @@
 /* Limit of the content of a record (section 3.3). */
 #define RECORD_CONTENT_MAX 65535
 
-/* Limit of the PARAMS of one request, in all their records together: they are written again as one
- * record. */
+/* Limit of the parameters that are kept of a request, with their names and lengths: they are
+ * written again as one record. The others are passed over as they come, however long they are. */
 #define RECORD_PARAMS_MAX RECORD_CONTENT_MAX
 
 /* Room for the reply to a management record. */
@@ -63,6 +63,14 @@ struct record_bytes {
     size_t length, room;
 };
 
+/* The name-value pairs of PARAMS (section 3.4), as far as they have been read. */
+struct record_pairs {
+    size_t kept; /* length of the wanted pairs, which are at the front of the collected bytes */
+    uint64_t passing; /* bytes to come of a pair that is passed over */
+    unsigned found;   /* a bit for each wanted name that there was */
+    bool unsound;     /* there was a NUL, or the wanted pairs are longer than RECORD_PARAMS_MAX */
+};
+
 /*
  * All zero is the start of a connection. The record in progress and the present request are apart:
  * record_next() and record_forget() may come at any moment, and change nothing of the record.
@@ -82,7 +90,8 @@ struct record_reader {
     enum record_phase phase;
     uint16_t request_id;
     bool keep;                  /* FCGI_KEEP_CONN: the peer wants to go on with the connection */
-    struct record_bytes params; /* content of PARAMS; from RECORD_PHASE_STDIN on the wanted ones */
+    struct record_bytes params; /* the wanted pairs, and the beginning of the next pair */
+    struct record_pairs pairs;
 
     /* The request id that RECORD_EVENT_SECOND, RECORD_EVENT_UNKNOWN_ROLE or RECORD_EVENT_ABORT is
      * about. */

@@ -109,8 +109,8 @@ class Peer:
     def __init__(self, pool, state, key):
         self.connection = fastcgi.Connection(pool.connect_to, timeout=10)
         self.params = fastcgi.pairs(variables(key, LONG_MS if state in WAITING else 0))
-        # What a PARAMS record continues: up to the bound from the start, one pair more after some.
-        self.stream = MORE_PARAMS if state == "params" else fill(self.params)
+        # What a PARAMS record continues: as long as the longest record.
+        self.stream = fill(b"" if state == "params" else self.params)
         request = [fastcgi.begin(OWN, keep=True), fastcgi.record(PARAMS, self.params, OWN), fastcgi.record(PARAMS, id=OWN),
                    fastcgi.record(STDIN, id=OWN)]
         sent = {"fresh": 0, "begun": 1, "params": 2, "stdin": 3}.get(state, 4)
@@ -163,12 +163,9 @@ def new_key():
 
 
 def fill(params):
-    """With one more pair, to the bound of 65535 bytes in all."""
+    """With one more pair, so that it is 65535 bytes."""
     length = 65535 - len(params) - len(fastcgi.size(1) + fastcgi.size(60000) + b"X")
     return params + fastcgi.pairs({"X": "y" * length})
-
-
-MORE_PARAMS = fastcgi.pairs({"HTTP_X": "y" * 30})
 
 
 # What comes of a record
@@ -239,8 +236,6 @@ def outcome_of(name, id, state, length):
         return NULL_ID[name]
     if name == "BEGIN_REQUEST" and length != 8:
         return "closed"  # it has 8 bytes of content [5.1]
-    if (name, id, state, length) == ("PARAMS", OWN, "params", 65535):
-        return "closed"  # all PARAMS of a request together have at most 65535 bytes here
     return OWN_TABLE[name, state] if id == OWN else OTHER_TABLE.get((name, state), "ignored")
 
 

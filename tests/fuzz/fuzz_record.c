@@ -14,7 +14,11 @@
 
 int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size);
 
-#define MODEL_ROOM 70000
+/* Room for content: an FCGI_GET_VALUES is one record, PARAMS are many. Of PARAMS so much is kept.
+ */
+#define MODEL_ROOM   70000
+#define MODEL_PARAMS 1000000
+#define MODEL_KEPT   65535
 /* Parameters that are wanted. */
 #define WANTED 6
 
@@ -26,7 +30,7 @@ struct model {
     size_t got;                  /* bytes of the record */
     enum model_stage stage;
     unsigned id, keep, event_id;
-    unsigned char params[MODEL_ROOM], values[MODEL_ROOM];
+    unsigned char params[MODEL_PARAMS], values[MODEL_ROOM];
     size_t params_length, values_length;
 };
 
@@ -86,7 +90,7 @@ static int model_header_is_bad(void)
     if (!mine || type == 2)
         return 0;
     if (type == 4)
-        return model.stage != MODEL_IN_PARAMS || model.params_length + model_content() > 65535;
+        return model.stage != MODEL_IN_PARAMS;
     return type != 5 || model.stage != MODEL_IN_STDIN;
 }
 
@@ -146,6 +150,8 @@ static long model_filter(unsigned char *kept)
             if (name[i] == 0)
                 return -1;
         if (model_is_wanted(name, n, seen)) {
+            if ((size_t)length + pair > MODEL_KEPT)
+                return -1;
             memcpy(kept + length, p, pair);
             length += (long)pair;
         }
@@ -299,9 +305,11 @@ static void check_event(enum record_event event)
     require(record_is_between(&reader) == (model.got == 0 && model.stage == MODEL_NONE));
 }
 
-/* Both read the bytes. False when nothing can be read any more. */
+/* Both read the bytes. False when nothing can be read any more, or the model has no room. */
 static bool feed(const unsigned char *bytes, size_t length)
 {
+    if (model.params_length + length > MODEL_PARAMS)
+        return false;
     while (length > 0) {
         enum record_event expected = RECORD_EVENT_MORE, event;
         size_t n = 0, used;
@@ -387,18 +395,22 @@ static bool feed_record(struct script *script, unsigned type, unsigned id)
     return feed_cut(script, bytes, 8 + length + padding);
 }
 
+/* A parameter in a record of its own. Its value can be long: two wanted ones can be too much. */
 static bool feed_text(const char *name, struct script *script, unsigned id)
 {
-    unsigned char bytes[300];
-    size_t n = strlen(name), value = script_byte(script) % 100;
-    size_t length = 2 + n + value;
+    static unsigned char bytes[8 + 5 + 300 + 60000];
+    size_t n = strlen(name), value = script_byte(script) % 100, length;
 
-    memset(bytes, 'v', sizeof bytes);
+    if (value == 99)
+        value = 30000 + 100 * script_byte(script);
+    length = 5 + n + value;
+    memset(bytes, 'v', 8 + length);
     memcpy(bytes,
-        (unsigned char[]){1, 4, 0, (unsigned char)id, 0, (unsigned char)length, 0, 0,
-            (unsigned char)n, (unsigned char)value},
-        10);
-    memcpy(bytes + 10, name, n);
+        (unsigned char[]){1, 4, 0, (unsigned char)id, (unsigned char)(length >> 8),
+            (unsigned char)length, 0, 0, (unsigned char)n, 128, 0, (unsigned char)(value >> 8),
+            (unsigned char)value},
+        13);
+    memcpy(bytes + 13, name, n);
     return feed_cut(script, bytes, 8 + length);
 }
 

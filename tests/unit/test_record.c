@@ -206,31 +206,95 @@ static void test_large_body_is_passed_over(void **state)
     record_close(&reader);
 }
 
-static void test_bound_on_params(void **state)
+/* Writes a pair whose value is of some letters; returns its length. */
+static size_t make_pair(unsigned char *to, const char *name, size_t value_length)
 {
-    static unsigned char large[RECORD_PARAMS_MAX];
-    struct record_reader reader = {0};
+    size_t name_length = strlen(name);
+    unsigned char head[5] = {(unsigned char)name_length, (unsigned char)(0x80 | value_length >> 24),
+        (unsigned char)(value_length >> 16), (unsigned char)(value_length >> 8),
+        (unsigned char)value_length};
+
+    memcpy(to, head, sizeof head);
+    memcpy(to + sizeof head, name, name_length);
+    memset(to + sizeof head + name_length, 'v', value_length);
+    return sizeof head + name_length + value_length;
+}
+
+/* Puts PARAMS into as many records as they take, and ends them. */
+static void put_params(int id, const unsigned char *params, size_t length)
+{
+    for (size_t at = 0; at < length; at += RECORD_CONTENT_MAX)
+        put(FCGI_PARAMS, id, params + at,
+            length - at < RECORD_CONTENT_MAX ? length - at : RECORD_CONTENT_MAX);
+    put(FCGI_PARAMS, id, NULL, 0);
+}
+
+/* Two wanted pairs that together are as long as allowed, or longer by one byte. */
+static void test_bound_on_wanted_params(void **state)
+{
+    static unsigned char params[RECORD_PARAMS_MAX + 1];
 
     (void)state;
-    /* One pair that fills the record: a name of one byte, four bytes for the length of its value.
-     */
-    memset(large, 'v', sizeof large);
-    large[0] = 1;
-    large[1] = 0x80;
-    large[2] = 0;
-    large[3] = (sizeof large - 6) >> 8;
-    large[4] = (sizeof large - 6) & 0xff;
-    put_begin(1, FCGI_RESPONDER, 0);
-    put(FCGI_PARAMS, 1, large, sizeof large);
-    put(FCGI_PARAMS, 1, NULL, 0);
-    put(FCGI_STDIN, 1, NULL, 0);
-    assert_int_equal(feed(&reader, 5000), RECORD_EVENT_REQUEST);
-    record_next(&reader);
-    put_begin(1, FCGI_RESPONDER, 0);
-    put(FCGI_PARAMS, 1, large, sizeof large);
-    put(FCGI_PARAMS, 1, large, 1);
-    assert_int_equal(feed(&reader, 5000), RECORD_EVENT_BROKEN);
-    record_close(&reader);
+    for (size_t over = 0; over <= 1; over++) {
+        struct record_reader reader = {0};
+        size_t length = make_pair(params, "QUERY_STRING", 30000);
+
+        length += make_pair(params + length, "REQUEST_URI",
+            RECORD_PARAMS_MAX + over - length - 5 - strlen("REQUEST_URI"));
+        assert_int_equal(length, RECORD_PARAMS_MAX + over);
+        wire.length = 0;
+        put_begin(1, FCGI_RESPONDER, 0);
+        put_params(1, params, length);
+        put(FCGI_STDIN, 1, NULL, 0);
+        assert_int_equal(feed(&reader, 5000), over ? RECORD_EVENT_BROKEN : RECORD_EVENT_REQUEST);
+        if (!over)
+            assert_request(&reader, 1, 0, (const char *)params, length);
+        record_close(&reader);
+    }
+}
+
+/* What is not wanted may have any length, and takes no memory. */
+static void test_long_params_are_passed_over(void **state)
+{
+    static const size_t steps[] = {1, 100, 4095, 4096, 4097, 1000000};
+    static unsigned char params[200000];
+    size_t length = make_pair(params, "HTTP_COOKIE", 90000);
+
+    (void)state;
+    memcpy(params + length, pairs, PAIRS_LENGTH);
+    length += PAIRS_LENGTH;
+    length += make_pair(params + length, "HTTP_A_NAME_LONGER_THAN_WANTED_ONES", 80000);
+    for (size_t i = 0; i < COUNT_OF(steps); i++) {
+        struct record_reader reader = {0};
+
+        wire.length = 0;
+        put_begin(1, FCGI_RESPONDER, 0);
+        put_params(1, params, length);
+        put(FCGI_STDIN, 1, NULL, 0);
+        assert_int_equal(feed(&reader, steps[i]), RECORD_EVENT_REQUEST);
+        assert_request(&reader, 1, 0, wanted, sizeof wanted - 1);
+        assert_true(reader.params.room < 16384);
+        record_close(&reader);
+    }
+}
+
+/* A NUL, and an end, within a part that is passed over. */
+static void test_long_params_are_checked(void **state)
+{
+    static unsigned char params[200000];
+    size_t length = make_pair(params, "HTTP_COOKIE", 90000);
+
+    (void)state;
+    for (int cut = 0; cut <= 1; cut++) {
+        struct record_reader reader = {0};
+
+        params[70000] = cut ? 'v' : 0;
+        wire.length = 0;
+        put_begin(1, FCGI_RESPONDER, 0);
+        put_params(1, params, length - (size_t)cut);
+        assert_int_equal(feed(&reader, 5000), RECORD_EVENT_BROKEN);
+        record_close(&reader);
+    }
 }
 
 static void expect_broken_params(const char *params, size_t length)
@@ -490,8 +554,8 @@ static void read_all(
         if (event == RECORD_EVENT_REQUEST)
             record_next(&reader);
     }
-    outcome->length =
-        reader.params.length < sizeof outcome->kept ? reader.params.length : sizeof outcome->kept;
+    assert_true(reader.pairs.kept <= sizeof outcome->kept);
+    outcome->length = reader.pairs.kept;
     if (outcome->length)
         memcpy(outcome->kept, reader.params.at, outcome->length);
     record_close(&reader);
@@ -528,7 +592,9 @@ int main(void)
         cmocka_unit_test_setup(test_records_are_joined_and_padding_dropped, reset),
         cmocka_unit_test_setup(test_request_without_parameters, reset),
         cmocka_unit_test_setup(test_large_body_is_passed_over, reset),
-        cmocka_unit_test_setup(test_bound_on_params, reset),
+        cmocka_unit_test_setup(test_bound_on_wanted_params, reset),
+        cmocka_unit_test_setup(test_long_params_are_passed_over, reset),
+        cmocka_unit_test_setup(test_long_params_are_checked, reset),
         cmocka_unit_test_setup(test_unsound_pairs, reset),
         cmocka_unit_test_setup(test_other_broken_records, reset),
         cmocka_unit_test_setup(test_roles, reset),
