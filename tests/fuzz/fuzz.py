@@ -43,7 +43,8 @@ class Target:
 
     def _start(self, arguments, profile, log):
         with open(log, "w") as output:
-            return subprocess.run([self.program, *arguments], stdout=output, stderr=output, check=False,
+            # An input that ends a run other than run() would be written to the working directory.
+            return subprocess.run([self.program, *arguments], stdout=output, stderr=output, check=False, cwd=self.log.parent,
                                   env={**ENVIRONMENT, "LLVM_PROFILE_FILE": str(profile)}).returncode
 
     def _executions(self):
