@@ -35,8 +35,8 @@
 /* Descriptors that are not for connections: the log, epoll, the database (two while a connection
  * is replaced), the resolver. */
 #define RESERVED_DESCRIPTORS 24
-/* How long a peer may be silent in the middle of a request while others want its descriptor. */
-#define SHORT_SILENCE (250 * USEC_PER_MS)
+/* The time in which a request has to arrive while others want its descriptor. */
+#define SHORT_ARRIVAL (250 * USEC_PER_MS)
 /* Connections that are reserved for requests that do not wait: a part of all, and at least this
  * number. */
 #define UNPARKED_PART  8
@@ -54,7 +54,7 @@
 /* A request is open in DECODED and SHED. Any state ends by connection_close(). */
 enum connection_state {
     CONNECTION_STATE_READING, /* a request, or its rest, is expected; closed after
-                                 CONNECTION_SILENCE */
+                                 CONNECTION_ARRIVAL */
     CONNECTION_STATE_IDLE,    /* between two requests; closed when descriptors run short */
     CONNECTION_STATE_DECODED, /* a request is to be answered, and libfcgi's buffers are there */
     CONNECTION_STATE_SHED,    /* a request is to be answered, and libfcgi's buffers are not there */
@@ -107,7 +107,8 @@ struct connection {
     enum connection_state state;
     enum connection_watch watch;
     int fd;
-    usec_t heard;        /* when the peer last sent something, or last got an answer */
+    usec_t since;        /* in CONNECTION_STATE_READING: when its time began */
+    bool spared;         /* in CONNECTION_STATE_READING: its time has begun again once */
     bool served;         /* at least one request has been answered */
     const char *trouble; /* why the open request cannot be answered; NULL: it can */
     struct record_reader reader;
@@ -306,7 +307,7 @@ static struct connection *connections_add(struct connections *connections, int f
     }
     connection->connections = connections;
     connection->fd = fd;
-    connection->heard = now;
+    connection->since = now;
     connections->accepted++;
     connection_enter(connection, CONNECTION_STATE_READING);
     connections_check_room(connections);
@@ -417,18 +418,18 @@ struct connection *connections_accept(struct connections *connections, usec_t no
     return NULL;
 }
 
-/* When the first connection in CONNECTION_STATE_READING has been silent for too long. */
-static usec_t connections_silence_due(const struct connections *connections)
+/* When the time of the first connection in CONNECTION_STATE_READING ends. */
+static usec_t connections_arrival_due(const struct connections *connections)
 {
     const struct connection *first = TAILQ_FIRST(&connections->lists[CONNECTION_STATE_READING]);
-    usec_t silence = connections->state == ACCEPT_FULL ? SHORT_SILENCE : CONNECTION_SILENCE;
+    usec_t time = connections->state == ACCEPT_FULL ? SHORT_ARRIVAL : CONNECTION_ARRIVAL;
 
-    return first ? first->heard + silence : USEC_NEVER;
+    return first ? first->since + time : USEC_NEVER;
 }
 
 usec_t connections_due(const struct connections *connections)
 {
-    usec_t due = connections_silence_due(connections);
+    usec_t due = connections_arrival_due(connections);
 
     if (connections->state == ACCEPT_SHARING || connections->state == ACCEPT_FULL)
         due = usec_min(due, connections->retry);
@@ -470,22 +471,24 @@ static void connections_share(struct connections *connections)
     connections->accepted = 0;
 }
 
-/* Closes a peer that seems to have been silent in mid-request for too long. If this process did not
- * run for a while, what the peer has sent is still to be read. */
+/* Closes a connection whose request has not arrived in time. If this process did not run for a
+ * while, what the peer has sent is still to be read: its time begins again, but only once, as some
+ * peers never end. */
 static void connection_expire(struct connection *connection, usec_t now)
 {
-    if (!connection_has_input(connection)) {
-        connection_close(connection, "silent in mid-request");
+    if (connection->spared || !connection_has_input(connection)) {
+        connection_close(connection, "its request has not arrived in time");
         return;
     }
-    connection->heard = now;
     connection_set_state(connection, CONNECTION_STATE_READING);
+    connection->since = now;
+    connection->spared = true;
 }
 
 void connections_expire(struct connections *connections, usec_t now)
 {
     connections->now = now;
-    while (connections_silence_due(connections) <= now)
+    while (connections_arrival_due(connections) <= now)
         connection_expire(TAILQ_FIRST(&connections->lists[CONNECTION_STATE_READING]), now);
     connections_refresh_limit(connections);
     connections_share(connections);
@@ -710,13 +713,17 @@ static enum connection_event connection_begin_request(struct connection *connect
 }
 
 /* Waits for the peer's next bytes while no request is open. Before its first answer a connection
- * is not idle: it owes a request, as in the middle of a record. */
+ * is not idle: it owes a request, as in the middle of a record. Its time does not begin again with
+ * each byte: a peer that drips must not hold a descriptor for long. */
 static bool connection_await(struct connection *connection, usec_t now)
 {
     bool idle = connection->served && record_is_between(&connection->reader);
 
-    connection->heard = now;
-    connection_set_state(connection, idle ? CONNECTION_STATE_IDLE : CONNECTION_STATE_READING);
+    if (idle || connection->state != CONNECTION_STATE_READING) {
+        connection_set_state(connection, idle ? CONNECTION_STATE_IDLE : CONNECTION_STATE_READING);
+        connection->since = now;
+        connection->spared = false;
+    }
     return connection_set_watch(connection, CONNECTION_WATCH_ON);
 }
 

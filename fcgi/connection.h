@@ -18,9 +18,10 @@ struct connections;
 /* One connection, with at most one request at a time. */
 struct connection;
 
-/* Limit of a peer's silence in the middle of a request, or before its first one. It is shorter
- * (SHORT_SILENCE in connection.c) while there is no descriptor for one more connection. */
-#define CONNECTION_SILENCE (5 * USEC_PER_SEC)
+/* The time in which a request has to arrive: since the peer connected, or since the first byte of a
+ * later request. It is shorter (SHORT_ARRIVAL in connection.c) while there is no descriptor for one
+ * more connection. */
+#define CONNECTION_ARRIVAL (5 * USEC_PER_SEC)
 
 /* The result of connection_read(). */
 enum connection_event {
@@ -57,9 +58,9 @@ struct connection *connections_accept(struct connections *connections, usec_t no
 /* When connections_expire() has to be called; USEC_NEVER if not at all. */
 usec_t connections_due(const struct connections *connections);
 
-/* Call it once in each turn of the loop, after connections_accept(). Closes connections that
- * were silent for too long, accepts again when there may be descriptors again, and leaves the
- * next connections to the other workers if this one has accepted some. */
+/* Call it once in each turn of the loop, after connections_accept(). Closes connections
+ * whose request has not arrived in time, accepts again when there may be descriptors again, and
+ * leaves the next connections to the other workers if this one has accepted some. */
 void connections_expire(struct connections *connections, usec_t now);
 
 /* Stops watching the listening socket, and closes the connections that are between two requests.

@@ -2,6 +2,7 @@
 """FastCGI on the raw socket: what a web server may send, and what only somebody hostile would."""
 
 import collections
+import concurrent.futures
 import contextlib
 import pathlib
 import os
@@ -13,6 +14,7 @@ import signal
 import socket
 import struct
 import subprocess
+import threading
 import time
 
 import pytest
@@ -26,7 +28,8 @@ from merchant import new_session, new_url
 from processes import free_port, sockets, status_bytes, wait_until
 from servers import ROOT
 
-SILENCE = 5
+# In which a request has to arrive.
+REQUEST_TIME = 5
 DB_TIMEOUT = 2
 SLACK = 1.0
 # Seconds between connections that come one after the other.
@@ -387,7 +390,7 @@ def test_leaving_in_mid_request(worker):
             connection.send(whole[:length])
 
 
-# Silence
+# The time in which a request has to arrive
 
 def test_silence(worker):
     """A silent peer loses its connection in the middle of a request, but not between requests."""
@@ -407,11 +410,38 @@ def test_silence(worker):
         begun = time.monotonic()
         for connection in silent:
             assert connection.read() is None
-            assert SILENCE - 0.5 < time.monotonic() - begun < SILENCE + 2
+            assert REQUEST_TIME - 0.5 < time.monotonic() - begun < REQUEST_TIME + 2
             connection.close()
-        time.sleep(SILENCE + 2.5 - (time.monotonic() - begun))
+        time.sleep(REQUEST_TIME + 2.5 - (time.monotonic() - begun))
         kept.send(fastcgi.request(variables(), keep=True))
         assert unknown(kept.reply())
+
+
+# A body that never ends
+ENDLESS = fastcgi.begin() + fastcgi.stream(PARAMS, fastcgi.pairs(variables())) + fastcgi.record(STDIN, b"x" * 65535) * 1000
+
+
+def drip(connections, pause, until, size=1):
+    """Sends some bytes of ENDLESS on each connection, again and again. Returns when each was closed, in seconds, if it was
+    within half a minute."""
+    begun, at, closed = time.monotonic(), 0, {}
+    while not until.is_set() and len(closed) < len(connections) and time.monotonic() - begun < 30:
+        for connection in set(connections) - set(closed):
+            try:
+                connection.socket.send(ENDLESS[at:at + size])
+            except OSError:
+                closed[connection] = time.monotonic() - begun
+        at += size
+        until.wait(pause)
+    return list(closed.values())
+
+
+@pytest.mark.parametrize("size,pause,times", [(1, 0.5, 1), (50_000, 0.01, 2)], ids=["a byte at a time", "a flood"])
+def test_a_request_that_never_ends(worker, size, pause, times):
+    """What is there to be read when the time is over may have come in time: then it begins again, once."""
+    with fastcgi.Connection(worker.connect_to) as connection:
+        closed, = drip([connection], pause, threading.Event(), size)
+        assert REQUEST_TIME - 0.5 < closed < times * REQUEST_TIME + 2
 
 
 def test_peers_of_a_worker_that_did_not_run_were_not_silent(worker):
@@ -428,7 +458,7 @@ def test_peers_of_a_worker_that_did_not_run_were_not_silent(worker):
         stack.callback(os.kill, pid, signal.SIGCONT)
         for peer in peers:
             peer.send(whole[3:])
-        time.sleep(SILENCE + 0.5)
+        time.sleep(REQUEST_TIME + 0.5)
         os.kill(pid, signal.SIGCONT)
         assert all(unknown(peer.reply()) for peer in peers)
 
@@ -632,6 +662,22 @@ def test_silent_connections_give_way(short, sent):
         answer = short.fcgi.ask(new_session(), new_url())
         assert_error(answer, 404, 2038)
         assert answer.seconds < 2 + SLACK
+
+
+def test_dripping_connections_give_way(short):
+    short.expect("no descriptors for more connections")
+    with contextlib.ExitStack() as stack:
+        connections = [stack.enter_context(fastcgi.Connection(short.connect_to)) for _ in range(CONNECTIONS)]
+        end = threading.Event()
+        with concurrent.futures.ThreadPoolExecutor(1) as executor:
+            dripping = executor.submit(drip, connections, 0.05, end)
+            stack.callback(end.set)
+            for _ in range(3):
+                answer = short.fcgi.ask(new_session(), new_url())
+                assert_error(answer, 404, 2038)
+                assert answer.seconds < 2 + SLACK
+            end.set()
+            dripping.result()
 
 
 def watches_listener(pool, worker):

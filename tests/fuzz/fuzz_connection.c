@@ -604,7 +604,7 @@ static void finish(void)
         caller_turn();
         while (held)
             caller_answer(held);
-        fuzz_now += CONNECTION_SILENCE + 1;
+        fuzz_now += CONNECTION_ARRIVAL + 1;
     }
     REQUIRE(held == NULL);
     REQUIRE(connections_count(connections) == 0);

@@ -15,7 +15,7 @@ from servers import LOG_LINE, Pool, Postgres, make_shop
 
 INSTANCE, URL = "shop", f"https://shop.example/{MARKER}/hostile"
 PAID, UNPAID, UNKNOWN = (f"{MARKER}-hostile-{name}" for name in ("paid", "unpaid", "unknown"))
-# Silent peers are given up after five seconds.
+# A request has five seconds to arrive, ten if it never ends.
 RETURN_SECONDS = 15
 
 
