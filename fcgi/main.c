@@ -1,4 +1,5 @@
 /* SPDX-License-Identifier: GPL-3.0-or-later */
+#include <fcntl.h>
 #include <signal.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -13,6 +14,16 @@
 #include "options.h"
 #include "pool.h"
 #include "worker.h"
+
+/* A web server that starts a FastCGI application leaves only descriptor 0 open (FastCGI 1.0,
+ * section 2.2). What is opened later must not become standard error, where lines are written. */
+static bool main_open_standard_descriptors(void)
+{
+    for (int fd = STDIN_FILENO; fd <= STDERR_FILENO; fd++)
+        if (fcntl(fd, F_GETFD) < 0 && open("/dev/null", O_RDWR) != fd)
+            return false;
+    return true;
+}
 
 /* A process without a pool, on an inherited socket, is one of many that a manager (mod_fcgid)
  * starts and ends on demand. Logging each start would fill the web server's log. */
@@ -95,8 +106,11 @@ static int main_refuse_root(void)
 
 int main(int argc, char *argv[])
 {
-    struct options options = options_read(argc, argv);
+    struct options options;
 
+    if (!main_open_standard_descriptors())
+        return EXIT_FAILURE;
+    options = options_read(argc, argv);
     log_open();
     log_set_level(main_log_level(&options));
     if (options.check)

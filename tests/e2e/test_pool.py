@@ -40,6 +40,24 @@ def test_ways_to_get_a_socket(start_pool, by, workers):
     answers(pool)
 
 
+@pytest.mark.parametrize("workers", ["0", "1"])
+def test_only_descriptor_0_is_open(program, database, tmp_path, workers):
+    """As FastCGI 1.0, section 2.2, has it. A line of the log must not get into what is opened as descriptor 2."""
+    path = str(tmp_path / "sock")
+    with socket.socket(socket.AF_UNIX) as listening:
+        listening.bind(path)
+        listening.listen()
+        process = start(["sh", "-c", 'exec "$0" "$@" >&- 2>&-', program, "-v", "-w", workers, "-d", database], stdin=listening)
+    try:
+        for _ in range(3):
+            assert_error(Fcgi(path).ask(new_session(), new_url()), 404, 2038)
+        for pid in [process.pid, *children(process.pid)]:
+            assert [os.readlink(f"/proc/{pid}/fd/{number}") for number in (1, 2)] == ["/dev/null"] * 2
+    finally:
+        process.terminate()
+        assert process.wait(5) == 0
+
+
 @pytest.mark.parametrize("host", ["127.0.0.1", "localhost"])
 def test_listening_on_tcp(start_pool, host):
     try:
