@@ -191,6 +191,7 @@ def waiting(shop, pool):
     session, url = new_session(), new_url()
     order = shop.contract(session, url)
     answer = pool.fcgi.later(session, url, timeout_ms=20000)
+    pool.wait_for_waiting(1)
     yield answer
     shop.pay(order)
     assert_order(answer.result(5), 200, order)

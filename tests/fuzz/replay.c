@@ -39,10 +39,10 @@ static uint8_t *replay_load(const char *path, size_t *size)
 /* A copy of the exact size lets AddressSanitizer see a read past the end. */
 static void replay_input(const uint8_t *data, size_t size)
 {
-    uint8_t *exact = malloc(size ? size : 1);
+    uint8_t *exact = calloc(1, size ? size : 1);
 
     if (!exact)
-        err(EXIT_FAILURE, "malloc");
+        err(EXIT_FAILURE, "calloc");
     for (size_t i = 0; i < size; i++)
         exact[i] = data[i];
     LLVMFuzzerTestOneInput(exact, size);
