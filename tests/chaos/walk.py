@@ -316,6 +316,7 @@ class Report:
 
     def __init__(self):
         self.seeds = 0
+        self.violated = []  # seeds
         self.counts = collections.Counter()
         self.answers = collections.Counter()
         self.violations = 0
@@ -326,6 +327,7 @@ class Report:
         self.seeds += 1
         self.counts += walk.timeline.counts
         self.violations += len(walk.violations)
+        self.violated += [walk.plan.seed] if walk.violations else []
         for asked in walk.asked:
             if asked.outcome is Outcome.ANSWERED:
                 self.answers[asked.status] += 1
@@ -342,7 +344,7 @@ class Report:
         if len(self.latencies) > 1:
             cuts = statistics.quantiles(self.latencies, n=100)
             rows += [(f"COMMIT to answer while healthy, p{n}", f"{1000 * cuts[n - 1]:.0f} ms") for n in (50, 99)]
-        rows += [("violations", self.violations)]
+        rows += [("violations", self.violations), *(("with violations: seed", seed) for seed in self.violated)]
         width = max(len(name) for name, _ in rows)
         return "\n".join(f"| {name:{width}} | {value:>9} |" for name, value in rows)
 
