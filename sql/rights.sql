@@ -12,6 +12,7 @@ WITH me AS (
       AND has_schema_privilege(n.oid, 'USAGE')
 ), tab AS (
     SELECT c.oid, c.relname, format('%I.%I', p.nspname, c.relname) AS name, c.relowner = me.oid AS owned,
+           c.relrowsecurity AND c.relname IN (SELECT w.tab FROM wanted w) AS policed,
            has_table_privilege(c.oid, 'SELECT') AS readable,
            has_table_privilege(c.oid, 'INSERT, UPDATE, DELETE, TRUNCATE, REFERENCES, TRIGGER')
                OR has_any_column_privilege(c.oid, 'INSERT, UPDATE, REFERENCES') AS writable
@@ -27,7 +28,7 @@ WITH me AS (
     CROSS JOIN LATERAL (VALUES (rolcreaterole, 'may create roles'),
                                (rolcreatedb, 'may create databases'),
                                (rolreplication, 'may replicate'),
-                               (rolbypassrls, 'ignores row-level security'),
+                               (rolbypassrls AND NOT EXISTS (SELECT FROM tab WHERE policed), 'ignores row-level security'),
                                (has_database_privilege(current_database(), 'CREATE'), 'may create schemas')) w (so, what)
     WHERE w.so AND NOT rolsuper
     UNION ALL

@@ -163,6 +163,22 @@ def test_rights_that_no_lookup_needs(check, postgres, new_merchant, grant, line)
     assert_line(checked, "role", f"note: other-.* has rights that no lookup needs: {line}")
 
 
+def test_row_level_security(check, postgres, new_merchant):
+    """Policies could hide paid orders from the role: it needs BYPASSRLS then, and only then."""
+    merchant, _ = new_merchant()
+    role = f"police-{merchant.db}"[:60]
+    postgres.psql_file(ROOT / "sql/role.sql", merchant.db, role=role)
+    database = postgres.conninfo(f"'{merchant.db}'", user=f"'{role}'")
+    merchant.sql("ALTER TABLE merchant_contract_terms ENABLE ROW LEVEL SECURITY")
+    assert_line(check(database), "database", "not ok: .*row-level security policy .*merchant_contract_terms")
+    merchant.sql(f'ALTER ROLE "{role}" BYPASSRLS')
+    checked = check(database)
+    assert_line(checked, "lookup", "ok: works$")
+    assert_line(checked, "role", "ok: ")
+    merchant.sql("ALTER TABLE merchant_contract_terms DISABLE ROW LEVEL SECURITY")
+    assert_line(check(database), "role", "note: .* has rights that no lookup needs: ignores row-level security$")
+
+
 def test_a_superuser(check, postgres):
     assert_line(check(postgres.conninfo("shop", user="postgres")), "role",
                 "note: postgres has rights that no lookup needs: is a superuser$")

@@ -380,6 +380,27 @@ def test_rights_that_are_taken_away_meanwhile(postgres, start_pool, readable):
     assert_order(waiting.result(), 200, order)
 
 
+@pytest.mark.parametrize("table", COLUMNS)
+def test_rows_that_a_policy_hides(postgres, start_pool, readable, table):
+    """Row-level security leaves them out without a word: a session that is paid would be unknown."""
+    merchant, database = readable
+    session, url = new_session(), new_url()
+    order = merchant.contract(session, url, paid=True)
+    pool = start_pool(*OPTIONS, database=database)
+    pool.expect("row-level security|" + TROUBLE)
+    wait_until_served(pool, session, url)
+    merchant.sql(f"ALTER TABLE {table} ENABLE ROW LEVEL SECURITY")
+    try:
+        assert_fails(pool)
+        assert_error(pool.fcgi.ask(session, url), 500, 53)
+        assert pool.logged(f"(error|warning): .*row-level security.*{table}"), pool.log_lines()
+        merchant.sql('ALTER ROLE "merchant-sessions" BYPASSRLS')
+        wait_until_served(pool, session, url)
+        assert_order(pool.fcgi.ask(session, url), 200, order)
+    finally:
+        merchant.sql(f'ALTER TABLE {table} DISABLE ROW LEVEL SECURITY; ALTER ROLE "merchant-sessions" NOBYPASSRLS')
+
+
 def test_tables_that_are_not_there_yet(postgres, start_pool):
     postgres.psql("CREATE DATABASE empty")
     pool = start_pool(*OPTIONS, database=postgres.conninfo("empty"))
