@@ -401,6 +401,22 @@ def test_rows_that_a_policy_hides(postgres, start_pool, readable, table):
         merchant.sql(f'ALTER TABLE {table} DISABLE ROW LEVEL SECURITY; ALTER ROLE "merchant-sessions" NOBYPASSRLS')
 
 
+def test_defaults_for_transactions_of_the_database(postgres, start_pool):
+    """A lookup does not take part in conflicts of serializable transactions, and does not wait for them."""
+    merchant = make_merchant(postgres, "defaults", instances=("shop",))
+    postgres.psql("""ALTER DATABASE defaults SET default_transaction_isolation = 'serializable';
+                     ALTER DATABASE defaults SET default_transaction_deferrable = on""")
+    session, url = new_session(), new_url()
+    order = merchant.contract(session, url, paid=True)
+    pool = start_pool(*OPTIONS, database=postgres.conninfo("defaults"))
+    with postgres.session("defaults") as writer:
+        writer.run("BEGIN; UPDATE merchant.merchant_contract_terms SET paid = paid")
+        assert_order(pool.fcgi.ask(session, url), 200, order)
+        locks = "SELECT count(*) FROM pg_locks JOIN pg_stat_activity USING (pid) WHERE mode = 'SIReadLock' AND usename = '{}'"
+        assert postgres.psql(locks.format("merchant-sessions"), "defaults") == "0"
+        writer.run("ROLLBACK")
+
+
 def test_tables_that_are_not_there_yet(postgres, start_pool):
     postgres.psql("CREATE DATABASE empty")
     pool = start_pool(*OPTIONS, database=postgres.conninfo("empty"))
