@@ -26,6 +26,8 @@
 
 /* How long to connect, in multiples of --db-timeout: a silent host of a list costs one. */
 #define CONNECT_TIMEOUTS 3
+/* The first server that knows the version of the collation: PostgreSQL 15. */
+#define COLLATION_SERVER 150000
 /* Limit of the names of instances, or of rights, in a line. */
 #define INSTANCES_NAMED 8
 #define RIGHTS_NAMED    5
@@ -244,6 +246,25 @@ static void check_server(struct check *check)
     check_say(check, CHECK_OK, "server: PostgreSQL %s, %s, at %s port %s, database %s, encoding %s",
         PQparameterStatus(connection, "server_version"), kind, host ? host : "?", port ? port : "?",
         PQdb(connection), PQparameterStatus(connection, "server_encoding"));
+    PQclear(rows);
+}
+
+/* An upgrade of the operating system may do that. Indexes on text are sorted as before, and do not
+ * find all that is there: what is paid could be told to be unknown. */
+static void check_collation(struct check *check)
+{
+    char why[200];
+    PGresult *rows;
+
+    if (PQserverVersion(lookup_connection(check->lookup)) < COLLATION_SERVER)
+        return;
+    rows = check_query(check, sql_collation, why, sizeof why);
+    if (PQntuples(rows) > 0)
+        check_say(check, CHECK_NOT_OK,
+            "collation: indexes were made for version %s of the operating system's collation, "
+            "which is %s now, and may not find orders; REINDEX DATABASE, then ALTER DATABASE %s "
+            "REFRESH COLLATION VERSION",
+            PQgetvalue(rows, 0, 0), PQgetvalue(rows, 0, 1), PQdb(lookup_connection(check->lookup)));
     PQclear(rows);
 }
 
@@ -558,6 +579,7 @@ static void (*const checks_of_host[])(struct check *) = {
  * connection does. */
 static void (*const checks_of_database[])(struct check *) = {
     check_server,
+    check_collation,
     check_pooler,
     check_layout,
     check_lookups,

@@ -8,7 +8,7 @@ import subprocess
 
 import pytest
 
-from layouts import make_merchant, put_view_before_contracts
+from layouts import ddl, make_merchant, put_view_before_contracts
 from merchant import MARKER
 from servers import ROLE, ROOT, Postgres, Standby, make_shop
 
@@ -193,6 +193,21 @@ def test_patches(check, postgres, new_merchant):
     checked = check(database)
     assert_line(checked, "patches", "ok: up to merchant-0002$")
     assert_line(checked, "role", "ok: ")
+
+
+def test_a_collation_that_has_changed(check, postgres):
+    """As after an upgrade of the operating system. ICU's collations have versions on every machine."""
+    if int(postgres.psql("SHOW server_version_num")) < 150000:
+        pytest.skip("the server does not know the version")
+    postgres.psql("CREATE DATABASE collated TEMPLATE template0 LOCALE_PROVIDER icu ICU_LOCALE 'en' ENCODING 'UTF8'")
+    postgres.psql(ddl(), "collated")
+    postgres.psql_file(ROOT / "sql/role.sql", "collated")
+    database = postgres.conninfo("collated")
+    assert check(database).about("collation") == []
+    postgres.psql("UPDATE pg_database SET datcollversion = '1' WHERE datname = 'collated'")
+    checked = check(database)
+    assert_line(checked, "collation", "not ok: .* for version 1 .*; REINDEX DATABASE, then ALTER DATABASE collated REFRESH")
+    assert_line(checked, "lookup", "ok: ")
 
 
 # The tables
