@@ -557,10 +557,15 @@ static bool connections_write_request(
 {
     const int parts = sizeof request->parts / sizeof request->parts[0];
 
-    return connections_open_file(connections) &&
-           pwritev(connections->request_file, request->parts, parts, 0) ==
-               (ssize_t)request->length &&
-           lseek(connections->request_file, 0, SEEK_SET) == 0;
+    errno = EFBIG; /* the reason of a short write */
+    if (connections_open_file(connections) &&
+        pwritev(connections->request_file, request->parts, parts, 0) == (ssize_t)request->length &&
+        lseek(connections->request_file, 0, SEEK_SET) == 0)
+        return true;
+    if (connections_may_complain(connections))
+        log_warning(
+            "requests are refused: %s (%zu connections open)", strerror(errno), connections->count);
+    return false;
 }
 
 /* Lets libfcgi decode the complete request. False if there is no memory for it. */

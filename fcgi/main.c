@@ -108,6 +108,8 @@ int main(int argc, char *argv[])
 {
     struct options options;
 
+    /* Writing beyond the limit on a file's size (ulimit -f) is like writing to a full disk. */
+    signal(SIGXFSZ, SIG_IGN);
     if (!main_open_standard_descriptors())
         return EXIT_FAILURE;
     options = options_read(argc, argv);

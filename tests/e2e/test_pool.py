@@ -794,6 +794,45 @@ def test_wrk_through_nginx(start_site, merchant):
     assert len(lines) < 20, "the log speaks of requests"
 
 
+# A limit on the size of files
+
+def limited(program, database, path, size, log):
+    """A pool of one worker that may write files of this size, in bytes."""
+    process = start(["prlimit", f"--fsize={size}", "--", program, "-v", "-w", "1", "-d", database, "--listen", path], stderr=log)
+    wait_until(lambda: connects(path), 5, "the socket")
+    return process
+
+
+def test_a_log_file_at_its_limit(program, database, tmp_path):
+    path, log = str(tmp_path / "sock"), tmp_path / "log"
+    with open(log, "wb") as file:
+        process = limited(program, database, path, 1500, file)
+    try:
+        workers = wait_until(lambda: children(process.pid), 5, "a worker")
+        for _ in range(50):
+            assert_error(Fcgi(path).ask(new_session(), new_url()), 404, 2038)
+        assert children(process.pid) == workers
+        assert log.stat().st_size == 1500
+    finally:
+        process.terminate()
+        assert process.wait(5) == 0
+
+
+@pytest.mark.parametrize("size", [0, 100])
+def test_no_room_for_a_request(program, database, tmp_path, size):
+    """It is handed to libfcgi in a file."""
+    path = str(tmp_path / "sock")
+    process = limited(program, database, path, size, subprocess.PIPE)
+    try:
+        for _ in range(3):
+            assert_error(Fcgi(path).ask(new_session(), new_url()), 500, 53)
+    finally:
+        process.terminate()
+        log = process.communicate(timeout=5)[1].decode()
+    assert process.returncode == 0
+    assert log.count("warning: requests are refused: File too large (") == 1, log
+
+
 # The log
 
 def test_a_log_that_nobody_reads_holds_up_nobody(program, database, tmp_path):
