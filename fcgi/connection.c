@@ -536,6 +536,13 @@ void connections_close(struct connections *connections)
     free(connections);
 }
 
+static void connections_complain_of_memory(struct connections *connections)
+{
+    if (connections_may_complain(connections))
+        log_warning(
+            "out of memory: requests are refused (%zu connections open)", connections->count);
+}
+
 /* Whether there is memory for libfcgi to decode and answer a request of this length. libfcgi
  * aborts the process if there is not. */
 static bool connections_has_memory(struct connections *connections, size_t length)
@@ -545,9 +552,8 @@ static bool connections_has_memory(struct connections *connections, size_t lengt
     bool has = block;
 
     free(block);
-    if (!has && connections_may_complain(connections))
-        log_warning(
-            "out of memory: requests are refused (%zu connections open)", connections->count);
+    if (!has)
+        connections_complain_of_memory(connections);
     return has;
 }
 
@@ -575,6 +581,10 @@ static bool connection_decode(struct connection *connection)
     FCGX_Request *request = &connection->request;
     struct record_request bytes;
 
+    if (record_has_lost_params(&connection->reader)) {
+        connections_complain_of_memory(connections);
+        return false;
+    }
     record_request(&connection->reader, &bytes);
     if (!connections_has_memory(connections, bytes.length) ||
         !connections_write_request(connections, &bytes))

@@ -170,27 +170,33 @@ static void record_filter(struct record_reader *reader)
     params->length = reader->pairs.kept + (size_t)(end - at);
 }
 
-/* Content of PARAMS. False if we are out of memory. */
-static bool record_keep_params(
+/* Drops the pairs: there is no memory for them. */
+static void record_lose_params(struct record_reader *reader)
+{
+    record_forget(reader);
+    reader->pairs.lost = true;
+}
+
+/* Content of PARAMS. */
+static void record_keep_params(
     struct record_reader *reader, const unsigned char *bytes, size_t length)
 {
     struct record_pairs *pairs = &reader->pairs;
 
-    while (length > 0 && !pairs->unsound) {
+    while (length > 0 && !pairs->unsound && !pairs->lost) {
         size_t used = record_smaller(pairs->passing > 0 ? pairs->passing : RECORD_PIECE, length);
 
         if (pairs->passing > 0) {
             pairs->unsound = memchr(bytes, '\0', used);
             pairs->passing -= used;
-        } else {
-            if (!record_collect(&reader->params, bytes, used))
-                return false;
+        } else if (record_collect(&reader->params, bytes, used)) {
             record_filter(reader);
+        } else {
+            record_lose_params(reader);
         }
         bytes += used;
         length -= used;
     }
-    return true;
 }
 
 /* Whether PARAMS may end here: between two pairs. */
@@ -293,7 +299,8 @@ static bool record_header_is_sound(const struct record_reader *reader)
     }
 }
 
-/* Content of the record in progress: kept if it is wanted, else passed over. */
+/* Content of the record in progress: kept if it is wanted, else passed over. False if there is no
+ * memory for it. */
 static bool record_keep_content(
     struct record_reader *reader, const unsigned char *bytes, size_t length)
 {
@@ -306,7 +313,7 @@ static bool record_keep_content(
         return true;
     }
     if (reader->header[1] == FCGI_PARAMS && record_is_of_request(reader))
-        return record_keep_params(reader, bytes, length);
+        record_keep_params(reader, bytes, length);
     return true;
 }
 
@@ -520,6 +527,11 @@ void record_forget(struct record_reader *reader)
 {
     record_free_bytes(&reader->params);
     reader->pairs = (struct record_pairs){0};
+}
+
+bool record_has_lost_params(const struct record_reader *reader)
+{
+    return reader->pairs.lost;
 }
 
 void record_next(struct record_reader *reader)

@@ -39,7 +39,7 @@ enum record_event {
     RECORD_EVENT_UNKNOWN_ROLE, /* a request for another role than RESPONDER: FCGI_UNKNOWN_ROLE */
     RECORD_EVENT_ABORT,        /* the peer has lost interest in the request (section 5.4) */
     RECORD_EVENT_BROKEN, /* not FastCGI, or beyond the bounds: nothing after it can be understood */
-    RECORD_EVENT_NO_MEMORY, /* as RECORD_EVENT_BROKEN, but because we are out of memory */
+    RECORD_EVENT_NO_MEMORY, /* as RECORD_EVENT_BROKEN: there is no memory for a management record */
 };
 
 /* How much of the record in progress has been read. */
@@ -69,6 +69,7 @@ struct record_pairs {
     uint64_t passing; /* bytes to come of a pair that is passed over */
     unsigned found;   /* a bit for each wanted name that there was */
     bool unsound;     /* there was a NUL, or the wanted pairs are longer than RECORD_PARAMS_MAX */
+    bool lost;        /* there was no memory for them */
 };
 
 /*
@@ -143,6 +144,10 @@ void record_answer(const struct record_reader *reader, size_t content, unsigned 
 
 /* Frees the parameters of the request; its id and whether to keep the connection stay. */
 void record_forget(struct record_reader *reader);
+
+/* Whether there was no memory for the parameters of the request that is complete. They have been
+ * dropped, as by record_forget(): the request can only be refused. */
+bool record_has_lost_params(const struct record_reader *reader);
 
 /* The request has been answered: the next one may begin. Frees what record_forget() frees. */
 void record_next(struct record_reader *reader);

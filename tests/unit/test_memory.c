@@ -180,9 +180,9 @@ static const unsigned char request[] = "\1\1\0\1\0\x08\0\0\0\1\1\0\0\0\0\0"
                                        "\1\4\0\1\0\0\0\0\1\5\0\1\0\0\0\0";
 static const unsigned char values[] = "\1\x09\0\0\0\x11\0\0\x0f\0FCGI_MPXS_CONNS";
 
-/* Reads bytes one by one; true if there was no memory for them. */
-static bool record_lacks_memory(struct record_reader *reader, const unsigned char *bytes,
-    size_t length, enum record_event expected)
+/* Reads bytes one by one, up to the first event. */
+static enum record_event read_bytes(
+    struct record_reader *reader, const unsigned char *bytes, size_t length)
 {
     enum record_event event = RECORD_EVENT_MORE;
 
@@ -191,28 +191,35 @@ static bool record_lacks_memory(struct record_reader *reader, const unsigned cha
 
         event = record_read(reader, bytes + i, 1, &used);
     }
-    if (event == RECORD_EVENT_NO_MEMORY)
-        return true;
-    assert_int_equal(event, expected);
-    return false;
+    return event;
 }
 
+/* A request whose parameters were lost is read to its end, so that it can be refused. */
 static bool read_request(void)
 {
     struct record_reader reader = {0};
-    bool lacked = record_lacks_memory(&reader, request, sizeof request - 1, RECORD_EVENT_REQUEST);
+    struct record_request written;
+    bool lost;
 
+    assert_int_equal(read_bytes(&reader, request, sizeof request - 1), RECORD_EVENT_REQUEST);
+    lost = record_has_lost_params(&reader);
+    record_request(&reader, &written);
+    assert_int_equal(written.parts[1].iov_len, lost ? 0 : 0x0f + 0x11);
+    record_next(&reader);
+    assert_false(record_has_lost_params(&reader));
     record_close(&reader);
-    return lacked;
+    return lost;
 }
 
 static bool read_management(void)
 {
     struct record_reader reader = {0};
-    bool lacked = record_lacks_memory(&reader, values, sizeof values - 1, RECORD_EVENT_MANAGEMENT);
+    enum record_event event = read_bytes(&reader, values, sizeof values - 1);
 
+    if (event != RECORD_EVENT_NO_MEMORY)
+        assert_int_equal(event, RECORD_EVENT_MANAGEMENT);
     record_close(&reader);
-    return lacked;
+    return event == RECORD_EVENT_NO_MEMORY;
 }
 
 static void test_record(void **state)
