@@ -204,16 +204,18 @@ static void worker_take_outcomes(struct worker *worker, usec_t now)
     }
 }
 
-/* How long a request may wait: what it asks for, within what is granted. */
-static usec_t worker_granted_wait(const struct worker *worker, const struct query *query, bool head)
+/* When a request wants its answer: after the time that it asks for, within what is granted. The
+ * turn's time may be older than the request, and no answer is to come early. */
+static usec_t worker_deadline(
+    const struct worker *worker, const struct query *query, bool head, usec_t now)
 {
     int64_t wait = query->timeout_ms;
 
-    if (head || worker_is_stopping(worker))
-        return 0;
     if (wait > worker->options->max_wait_ms)
         wait = worker->options->max_wait_ms;
-    return wait * USEC_PER_MS;
+    if (head || worker_is_stopping(worker) || wait == 0)
+        return now;
+    return clock_now() + wait * USEC_PER_MS;
 }
 
 static void worker_add_request(struct worker *worker, struct connection *connection,
@@ -222,7 +224,7 @@ static void worker_add_request(struct worker *worker, struct connection *connect
     struct request *request = calloc(1, sizeof *request);
 
     if (!request || !waiting_add(worker->waiting, &request->waiter, &query->key,
-                        now + worker_granted_wait(worker, query, head), now)) {
+                        worker_deadline(worker, query, head, now), now)) {
         free(request);
         worker_reply(worker, connection, REPLY_DATABASE_FAILED, NULL, head, now);
         return;
