@@ -166,6 +166,9 @@ static void record_filter(struct record_reader *reader)
 
     while ((length = record_filter_pair(reader, at, end)) > 0)
         at += length;
+    /* A long value that arrives in many small records is not moved with each of them. */
+    if (at == params->at + reader->pairs.kept)
+        return;
     memmove(params->at + reader->pairs.kept, at, (size_t)(end - at));
     params->length = reader->pairs.kept + (size_t)(end - at);
 }
