@@ -249,10 +249,11 @@ static void check_server(struct check *check)
     PQclear(rows);
 }
 
-/* An upgrade of the operating system may do that. Indexes on text are sorted as before, and do not
- * find all that is there: what is paid could be told to be unknown. */
+/* After an upgrade of the operating system text may be sorted in another way than in the indexes,
+ * which then do not find all that is there: a paid session could be told to be unknown. */
 static void check_collation(struct check *check)
 {
+    const char *database = PQdb(lookup_connection(check->lookup));
     char why[200];
     PGresult *rows;
 
@@ -262,9 +263,9 @@ static void check_collation(struct check *check)
     if (PQntuples(rows) > 0)
         check_say(check, CHECK_NOT_OK,
             "collation: indexes were made for version %s of the operating system's collation, "
-            "which is %s now, and may not find orders; REINDEX DATABASE, then ALTER DATABASE %s "
-            "REFRESH COLLATION VERSION",
-            PQgetvalue(rows, 0, 0), PQgetvalue(rows, 0, 1), PQdb(lookup_connection(check->lookup)));
+            "which is %s now, and may not find orders; REINDEX DATABASE \"%s\"; ALTER DATABASE "
+            "\"%s\" REFRESH COLLATION VERSION",
+            PQgetvalue(rows, 0, 0), PQgetvalue(rows, 0, 1), database, database);
     PQclear(rows);
 }
 
