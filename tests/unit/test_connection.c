@@ -13,6 +13,8 @@
 
 void *__real_malloc(size_t size);
 void *__wrap_malloc(size_t size);
+void *__real_realloc(void *block, size_t size);
+void *__wrap_realloc(void *block, size_t size);
 
 /* So many of the next blocks of 16 KiB and more cannot be had. */
 static int lacking;
@@ -24,6 +26,14 @@ void *__wrap_malloc(size_t size)
         return NULL;
     }
     return __real_malloc(size);
+}
+
+/* Whether parameters, which record.c collects by it, find no memory. */
+static bool lacking_for_params;
+
+void *__wrap_realloc(void *block, size_t size)
+{
+    return lacking_for_params ? NULL : __real_realloc(block, size);
 }
 
 /* BEGIN_REQUEST with FCGI_KEEP_CONN, REQUEST_URI=/x, the ends of PARAMS and STDIN. */
@@ -44,6 +54,7 @@ static int open_connection(void **state)
 
     (void)state;
     lacking = 0;
+    lacking_for_params = false;
     listen_fd = socket(AF_UNIX, SOCK_STREAM, 0);
     peer_fd = socket(AF_UNIX, SOCK_STREAM, 0);
     epoll_fd = epoll_create1(0);
@@ -136,6 +147,24 @@ static void test_a_refused_request_is_answered_by_libfcgi_if_it_can(void **state
     assert_answered();
 }
 
+/* A request whose parameters found no memory is read to its end and refused, and the next one on
+ * the connection is as any other. */
+static void test_a_request_that_has_lost_its_parameters_is_refused(void **state)
+{
+    (void)state;
+    lacking_for_params = true;
+    assert_int_equal(connection_read(connection, clock_now()), CONNECTION_EVENT_REFUSE);
+    assert_null(connection_param(connection, "REQUEST_URI"));
+    reply();
+    assert_answered();
+    lacking_for_params = false;
+    assert_int_equal(send(peer_fd, request, sizeof request - 1, 0), sizeof request - 1);
+    assert_int_equal(connection_read(connection, clock_now()), CONNECTION_EVENT_REQUEST);
+    assert_string_equal(connection_param(connection, "REQUEST_URI"), "/x");
+    reply();
+    assert_answered();
+}
+
 static void test_a_shed_request_without_memory_is_answered(void **state)
 {
     (void)state;
@@ -154,6 +183,8 @@ int main(void)
         cmocka_unit_test_setup_teardown(
             test_a_request_without_memory_is_refused, open_connection, close_connection),
         cmocka_unit_test_setup_teardown(test_a_refused_request_is_answered_by_libfcgi_if_it_can,
+            open_connection, close_connection),
+        cmocka_unit_test_setup_teardown(test_a_request_that_has_lost_its_parameters_is_refused,
             open_connection, close_connection),
         cmocka_unit_test_setup_teardown(
             test_a_shed_request_without_memory_is_answered, open_connection, close_connection),
