@@ -574,7 +574,8 @@ static bool connections_write_request(
     return false;
 }
 
-/* Lets libfcgi decode the complete request. False if there is no memory for it. */
+/* Lets libfcgi decode the complete request. False, with a line in the log now and then, if there is
+ * no memory for it, or no room in the file. */
 static bool connection_decode(struct connection *connection)
 {
     struct connections *connections = connection->connections;

@@ -28,11 +28,10 @@ enum connection_event {
     CONNECTION_EVENT_NOTHING, /* nothing to do; the connection may have been freed */
     CONNECTION_EVENT_REQUEST, /* a request is open: answer it by connection_reply(), at once or
                                  later */
-    CONNECTION_EVENT_REFUSE, /* a request is open, but there is no memory for its parameters: answer
-                              * it by connection_reply() with a server error, before anything else
-                              */
-    CONNECTION_EVENT_GONE,   /* the open request cannot be answered any more, for the reason in
-                                connection_trouble(): close it by connection_close() */
+    CONNECTION_EVENT_REFUSE,  /* a request is open, but it cannot be decoded: answer it by
+                                 connection_reply() with a server error, before anything else */
+    CONNECTION_EVENT_GONE,    /* the open request cannot be answered any more, for the reason in
+                                 connection_trouble(): close it by connection_close() */
 };
 
 /*
@@ -58,9 +57,9 @@ struct connection *connections_accept(struct connections *connections, usec_t no
 /* When connections_expire() has to be called; USEC_NEVER if not at all. */
 usec_t connections_due(const struct connections *connections);
 
-/* Call it once in each turn of the loop, after connections_accept(). Closes connections
- * whose request has not arrived in time, accepts again when there may be descriptors again, and
- * leaves the next connections to the other workers if this one has accepted some. */
+/* Call it once in each turn of the loop, after connections_accept(). Closes connections whose
+ * request has not arrived in time, accepts again when there may be descriptors again, and leaves
+ * the next connections to the other workers if this one has accepted some. */
 void connections_expire(struct connections *connections, usec_t now);
 
 /* Stops watching the listening socket, and closes the connections that are between two requests.

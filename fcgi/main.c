@@ -110,8 +110,10 @@ int main(int argc, char *argv[])
 
     /* Writing beyond the limit on a file's size (ulimit -f) is like writing to a full disk. */
     signal(SIGXFSZ, SIG_IGN);
-    if (!main_open_standard_descriptors())
+    if (!main_open_standard_descriptors()) {
+        perror("merchant-sessions: /dev/null");
         return EXIT_FAILURE;
+    }
     options = options_read(argc, argv);
     log_open();
     log_set_level(main_log_level(&options));
